@@ -1,0 +1,207 @@
+import type {Secret} from '../log.ts';
+
+/** One address of the control plane, in order of preference. */
+export interface Endpoint {
+	readonly host: string;
+	readonly port: number;
+	/** No TLS. Istio's port 15010; gives no identity, so nothing but reading configuration works there. */
+	readonly isPlaintext: boolean;
+}
+
+export type TrustAnchor = {readonly kind: 'file'; readonly path: string} | {readonly kind: 'system'};
+
+export type KeyType = 'ecdsa-p256' | 'ecdsa-p384' | 'rsa-2048' | 'rsa-3072' | 'rsa-4096';
+
+/** Where the workload certificate comes from. */
+export type IdentitySource =
+	| {readonly kind: 'control-plane'}
+	/** Files that something else keeps fresh; watched. */
+	| {readonly kind: 'files'; readonly certPath: string; readonly keyPath: string; readonly rootPath: string}
+	/** A SPIRE agent or another SDS server on a Unix socket. */
+	| {readonly kind: 'sds'; readonly socketPath: string};
+
+/** Who this workload is. */
+export interface WorkloadConfig {
+	/** Trust domain of our SPIFFE ID; an empty TRUST_DOMAIN in the bundle means `cluster.local`. */
+	readonly trustDomain: string;
+	readonly namespace: string;
+	readonly serviceAccount: string;
+	/** Name of this VM (POD_NAME), the host name by default. */
+	readonly name: string;
+	/** `clusterid` header and CLUSTER_ID; `Kubernetes` by default. */
+	readonly clusterId: string;
+	/** First is the address that names the WorkloadEntry; stable over reboots. Never empty. */
+	readonly addresses: readonly string[];
+	/** WorkloadGroup to be registered in (AUTO_REGISTER_GROUP), or undefined. */
+	readonly group: string | undefined;
+	/** DNS domain in the node id. */
+	readonly domain: string;
+	/** Envoy's node.cluster, `GROUP.NAMESPACE` on a VM. */
+	readonly serviceCluster: string;
+	readonly labels: Readonly<Record<string, string>>;
+	/** `region/zone/subzone` or ''. */
+	readonly locality: string;
+	/** Free metadata: every `ISTIO_META_X` as `X`, except those named above. Values are strings. */
+	readonly metadata: Readonly<Record<string, string>>;
+	/** The effective ProxyConfig as proto-JSON, sent as PROXY_CONFIG. */
+	readonly proxyConfig: Readonly<Record<string, unknown>>;
+	/** ISTIO_VERSION told to the control plane; an Istio release whose Envoy generation is ours. */
+	readonly istioVersion: string;
+	readonly isDnsCaptured: boolean;
+}
+
+export interface ControlPlaneConfig {
+	/** ADS endpoints, in order of preference. At least one. */
+	readonly endpoints: readonly Endpoint[];
+	/** CA endpoints, in order of preference. At least one; the ADS endpoints unless CA_ADDR is set. */
+	readonly caEndpoints: readonly Endpoint[];
+	/** TLS server name to verify instead of the endpoint's host (ISTIOD_SAN); applies to CA and ADS. */
+	readonly serverName: string | undefined;
+	readonly trustAnchor: TrustAnchor;
+	readonly caTrustAnchor: TrustAnchor;
+	/** Host name → addresses from the bundle's `hosts`; looked at before DNS, never written to /etc/hosts. */
+	readonly hosts: Readonly<Record<string, readonly string[]>>;
+	/** Extra gRPC metadata (XDS_HEADER_*, CA_HEADER_*); names in lower case. */
+	readonly xdsHeaders: Readonly<Record<string, string>>;
+	readonly caHeaders: Readonly<Record<string, string>>;
+	/** Bootstrap token; read at each use. */
+	readonly tokenPath: string;
+	/** Audience the control plane asks for, `istio-ca`. */
+	readonly tokenAudience: string;
+	readonly connectTimeoutMs: number;
+	readonly keepaliveMs: number;
+	readonly keepaliveTimeoutMs: number;
+	/** Full-jitter reconnect backoff. */
+	readonly backoffBaseMs: number;
+	readonly backoffMaxMs: number;
+}
+
+export interface IdentityConfig {
+	readonly source: IdentitySource;
+	readonly keyType: KeyType;
+	/** Asked for; the control plane may give less. */
+	readonly certificateLifetimeMs: number;
+	/** Share of the life after which to rotate, 0.5. */
+	readonly rotateAtShare: number;
+	/** ± share of the life, 0.1 by default. */
+	readonly rotateJitter: number;
+	/** Rotate early enough that this much life is always left, as far as the life allows ("ride out N hours"). 0 = off. */
+	readonly rideOutMs: number;
+	/** Cap of the backoff between failed rotations. */
+	readonly retryMaxMs: number;
+	/** Directory for generations, below the state directory. */
+	readonly stateDir: string;
+	/** Also write cert-chain.pem, key.pem, root-cert.pem here (OUTPUT_CERTS), or undefined. */
+	readonly outputDir: string | undefined;
+	/** CertSigner in the request's metadata, or ''. */
+	readonly certSigner: string;
+	/** Mode of the key in the output directory. 0600 by default. */
+	readonly outputKeyMode: number;
+}
+
+export interface RelayConfig {
+	/** Towards the control plane. */
+	readonly protocol: 'delta' | 'sotw';
+	/** Ask for the name table. */
+	readonly isNameTableWanted: boolean;
+	/** Ask for ProxyConfig (trust bundle updates; PROXY_CONFIG_XDS_AGENT). */
+	readonly isProxyConfigWanted: boolean;
+	/** `auto`: take out what this Envoy lacks. `never`: forward everything as it is. */
+	readonly removeUnknownExtensions: 'auto' | 'never';
+	/** Unix socket for Envoy's ADS and SDS. */
+	readonly socketPath: string;
+}
+
+export interface ProxyConfig {
+	/** `spawn`: the agent runs Envoy. `external`: another supervisor does; the agent writes the bootstrap and watches. `off`: no Envoy. */
+	readonly mode: 'spawn' | 'external' | 'off';
+	readonly binaryPath: string;
+	/** Where the bootstrap is written. */
+	readonly bootstrapPath: string;
+	readonly adminSocketPath: string;
+	readonly logPath: string;
+	/** Record of the running Envoy, for adoption. */
+	readonly recordPath: string;
+	/** The log file is moved away and reopened past this size. */
+	readonly logMaxBytes: number;
+	/** Worker threads; 2 by default on VMs, `0` = all CPUs. */
+	readonly concurrency: number;
+	readonly logLevel: string;
+	/** `--component-log-level`, or ''. */
+	readonly componentLogLevel: string;
+	readonly adsProtocol: 'delta' | 'sotw';
+	/** Envoy's own listeners, with the address to bind (`0.0.0.0`, `127.0.0.1`, `::`). */
+	readonly readinessPort: number;
+	readonly metricsPort: number;
+	readonly listenAddress: string;
+	/** drainDuration: `--drain-time-s`. */
+	readonly drainMs: number;
+	/** terminationDrainDuration: how long a stop waits at least. */
+	readonly terminationDrainMs: number;
+	/** Ceiling of the wait for requests in flight on stop. */
+	readonly drainCeilingMs: number;
+	/** More than this many unexpected exits within the window means `failed`. */
+	readonly crashBudget: number;
+	readonly crashWindowMs: number;
+	readonly restartBackoffBaseMs: number;
+	readonly restartBackoffMaxMs: number;
+	readonly maxDownstreamConnections: number;
+	/** Additional inclusion prefixes, suffixes, regexes of statistics (proxyStatsMatcher). */
+	readonly statsPrefixes: readonly string[];
+	readonly statsSuffixes: readonly string[];
+	readonly statsRegexes: readonly string[];
+	/** Runtime keys laid over the defaults; '' deletes. */
+	readonly runtimeValues: Readonly<Record<string, string>>;
+	/** Further command line arguments for Envoy. */
+	readonly extraArguments: readonly string[];
+	/** Start a stopping agent leaves Envoy running (adoption) or ends it: `stop` ends it. */
+	readonly onStop: 'stop' | 'leave';
+}
+
+export interface StatusConfig {
+	/** Address and port of health and metrics; port 0 = no TCP listener. */
+	readonly address: string;
+	readonly port: number;
+	/** Unix socket for the CLI. */
+	readonly controlSocketPath: string;
+	/** The application's metrics to merge, or undefined (ISTIO_PROMETHEUS_ANNOTATIONS). */
+	readonly appMetrics: readonly {readonly port: number; readonly path: string}[];
+	readonly isEnvoyMerged: boolean;
+}
+
+export interface LogConfig {
+	readonly level: 'debug' | 'info' | 'warn' | 'error';
+	readonly format: 'json' | 'text';
+}
+
+/** Everything the agent runs by. Deep-frozen; parsed once; nothing downstream asks "was it set?". */
+export interface Config {
+	readonly stateDir: string;
+	readonly runDir: string;
+	readonly workload: WorkloadConfig;
+	readonly controlPlane: ControlPlaneConfig;
+	readonly identity: IdentityConfig;
+	readonly relay: RelayConfig;
+	readonly proxy: ProxyConfig;
+	readonly status: StatusConfig;
+	readonly log: LogConfig;
+	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
+	readonly isNotifyEnabled: boolean;
+}
+
+/** Where a value came from, as printed by `config print`. */
+export interface Origin {
+	readonly kind: 'flag' | 'environment' | 'file' | 'bundle' | 'host' | 'default';
+	/** `--namespace`, `ONRAMP_NAMESPACE`, `/etc/onramp/onramp.yaml:12`, `cluster.env:ISTIO_NAMESPACE`, … */
+	readonly place: string;
+}
+
+export interface LoadedConfig {
+	readonly config: Config;
+	/** Dotted path (`workload.namespace`) → origin, for every leaf. */
+	readonly origins: ReadonlyMap<string, Origin>;
+	/** Things that do not stop the agent but that a person should know. */
+	readonly warnings: readonly string[];
+}
+
+export type {Secret};

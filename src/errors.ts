@@ -1,0 +1,99 @@
+/**
+ * The one error class of the agent. Code branches on `code`, never on message text.
+ * Codes are `room.what_happened`; each room keeps its own block below.
+ */
+export type ErrorCode =
+	// config
+	| 'config.invalid'
+	| 'config.unreadable'
+	// identity
+	| 'identity.key_unsupported'
+	| 'identity.state_unusable'
+	| 'identity.state_locked'
+	| 'identity.token_missing'
+	| 'identity.token_empty'
+	| 'identity.token_malformed'
+	| 'identity.token_expired'
+	| 'identity.token_audience'
+	| 'identity.issued_invalid'
+	| 'identity.source_unusable'
+	// control plane
+	| 'control_plane.unreachable'
+	| 'control_plane.untrusted'
+	| 'control_plane.root_unusable'
+	| 'control_plane.unauthenticated'
+	| 'control_plane.permission_denied'
+	| 'control_plane.group_missing'
+	| 'control_plane.node_refused'
+	| 'control_plane.csr_refused'
+	| 'control_plane.overloaded'
+	| 'control_plane.not_ready'
+	| 'control_plane.unsupported'
+	| 'control_plane.failed'
+	// relay
+	| 'relay.malformed'
+	| 'relay.socket_unusable'
+	// proxy
+	| 'proxy.binary_missing'
+	| 'proxy.binary_unusable'
+	| 'proxy.version_unsupported'
+	| 'proxy.port_in_use'
+	| 'proxy.admin_failed'
+	| 'proxy.crashed'
+	// status
+	| 'status.port_in_use'
+	| 'status.unreachable'
+	// cli
+	| 'cli.usage'
+	| 'internal';
+
+export interface AgentErrorOptions {
+	readonly cause?: unknown;
+	/** What to do next, as a sentence a person can act on, with the command where there is one. */
+	readonly hint?: string;
+	/** Structured values for the log line; never secrets. */
+	readonly fields?: Readonly<Record<string, unknown>>;
+}
+
+export class AgentError extends Error {
+	override readonly name = 'AgentError';
+	readonly code: ErrorCode;
+	readonly hint: string | undefined;
+	readonly fields: Readonly<Record<string, unknown>>;
+
+	/** @param message - lower case, no full stop: what we were doing, to what, then why it failed */
+	constructor(code: ErrorCode, message: string, options: AgentErrorOptions = {}) {
+		super(message, options.cause === undefined ? undefined : {cause: options.cause});
+		this.code = code;
+		this.hint = options.hint;
+		this.fields = options.fields ?? {};
+	}
+}
+
+/** The text of anything thrown; a cause chain is followed once, as people read only the first two. */
+export function reasonOf(error: unknown): string {
+	if (!(error instanceof Error)) return String(error);
+	const cause = error.cause instanceof Error ? error.cause.message : undefined;
+	return cause && !error.message.includes(cause) ? `${error.message}: ${cause}` : error.message;
+}
+
+/** The `code` of a system error (`ENOENT`, `EACCES`, …), or undefined for anything else. */
+export function systemCode(error: unknown): string | undefined {
+	return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
+}
+
+/** 0 ordered stop; 1 failure, a restart may help; 78 bad configuration, a restart cannot (EX_CONFIG). */
+export function exitCodeOf(error: unknown): 1 | 78 {
+	if (!(error instanceof AgentError)) return 1;
+	return exit78.has(error.code) ? 78 : 1;
+}
+
+/** Only what no restart can mend. Ports, disks and Envoy files can change under us, so they are 1. */
+const exit78: ReadonlySet<ErrorCode> = new Set([
+	'config.invalid',
+	'config.unreadable',
+	'identity.key_unsupported',
+	'control_plane.root_unusable',
+	'proxy.version_unsupported',
+	'cli.usage',
+]);

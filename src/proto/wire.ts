@@ -1,0 +1,214 @@
+/**
+ * Protobuf wire format, as far as the xDS envelopes need it: reading walks fields over the original buffer without
+ * copying, writing appends to a growing list of chunks. Source: protobuf.dev "Encoding".
+ *
+ * Everything read here comes from the network, so every length is checked against the buffer and every malformed
+ * input is a WireError, never an out-of-range read and never an endless loop.
+ */
+export class WireError extends Error {
+	override readonly name = 'WireError';
+}
+
+export const varint = 0;
+export const fixed64 = 1;
+export const bytes = 2;
+export const fixed32 = 5;
+
+/**
+ * A cursor over the fields of one message. `next()` moves to the next field; then `number`, `type` and the value
+ * accessors tell about it. `start`..`end` is the field with its tag, for copying it verbatim.
+ */
+export class FieldReader {
+	readonly buffer: Buffer;
+	readonly #end: number;
+	#position: number;
+	/** Field number of the current field. */
+	number = 0;
+	/** Wire type of the current field. */
+	type = 0;
+	/** Offset of the current field's tag. */
+	start = 0;
+	/** Offset just past the current field. */
+	end = 0;
+	/** Of a `bytes` field: where the content begins; it ends at `end`. */
+	valueStart = 0;
+	#varint = 0;
+
+	constructor(buffer: Buffer, start = 0, end = buffer.length) {
+		this.buffer = buffer;
+		this.#position = start;
+		this.#end = end;
+	}
+
+	next(): boolean {
+		if (this.#position >= this.#end) return false;
+		this.start = this.#position;
+		const tag = this.#readVarint();
+		this.number = Math.floor(tag / 8);
+		this.type = tag % 8;
+		if (this.number === 0 || tag > 0xffffffff) throw new WireError(`field number out of range at byte ${this.start}`);
+		switch (this.type) {
+			case varint:
+				this.valueStart = this.#position;
+				this.#varint = this.#readVarint();
+				break;
+			case fixed64:
+				this.valueStart = this.#position;
+				this.#skip(8);
+				break;
+			case fixed32:
+				this.valueStart = this.#position;
+				this.#skip(4);
+				break;
+			case bytes: {
+				const length = this.#readVarint();
+				this.valueStart = this.#position;
+				this.#skip(length);
+				break;
+			}
+			default:
+				// Groups (3, 4) are not used by any proto3 message.
+				throw new WireError(`wire type ${this.type} at byte ${this.start}`);
+		}
+		this.end = this.#position;
+		return true;
+	}
+
+	/** Content of a `bytes` field, shared with the input buffer. */
+	bytes(): Buffer {
+		this.#expect(bytes);
+		return this.buffer.subarray(this.valueStart, this.end);
+	}
+
+	string(): string {
+		this.#expect(bytes);
+		return this.buffer.toString('utf8', this.valueStart, this.end);
+	}
+
+	/** Reader over an embedded message. */
+	message(): FieldReader {
+		this.#expect(bytes);
+		return new FieldReader(this.buffer, this.valueStart, this.end);
+	}
+
+	/** An unsigned varint; values above 2^53 lose precision, which no field read here has. */
+	uint(): number {
+		this.#expect(varint);
+		return this.#varint;
+	}
+
+	/** An int32 or enum, with its sign. */
+	int32(): number {
+		this.#expect(varint);
+		return this.#varint | 0;
+	}
+
+	bool(): boolean {
+		return this.uint() !== 0;
+	}
+
+	/** The field as it stands, with its tag. */
+	raw(): Buffer {
+		return this.buffer.subarray(this.start, this.end);
+	}
+
+	#expect(type: number): void {
+		if (this.type !== type) throw new WireError(`field ${this.number} has wire type ${this.type}, not ${type}`);
+	}
+
+	#skip(length: number): void {
+		if (length > this.#end - this.#position) throw new WireError(`field ${this.number} runs past the end of the message`);
+		this.#position += length;
+	}
+
+	#readVarint(): number {
+		const {buffer} = this;
+		let position = this.#position;
+		const end = this.#end;
+		let value = 0;
+		let scale = 1;
+		for (let i = 0; i < 10; i++) {
+			if (position >= end) throw new WireError('truncated varint');
+			const byte = buffer[position++]!;
+			value += (byte & 0x7f) * scale;
+			if (byte < 0x80) {
+				this.#position = position;
+				return value;
+			}
+			scale *= 128;
+		}
+		throw new WireError('varint longer than ten bytes');
+	}
+}
+
+/** Builds one message. Chunks handed in are not copied until `finish`. */
+export class FieldWriter {
+	readonly #chunks: Uint8Array[] = [];
+	#length = 0;
+
+	/** Appends bytes that already are encoded fields. */
+	raw(encoded: Uint8Array): this {
+		this.#chunks.push(encoded);
+		this.#length += encoded.length;
+		return this;
+	}
+
+	bytes(number: number, value: Uint8Array): this {
+		this.raw(encodeVarints(number * 8 + bytes, value.length));
+		return this.raw(value);
+	}
+
+	/** Writes nothing for '', as proto3 does. */
+	string(number: number, value: string): this {
+		return value === '' ? this : this.bytes(number, Buffer.from(value, 'utf8'));
+	}
+
+	strings(number: number, values: Iterable<string>): this {
+		for (const value of values) this.bytes(number, Buffer.from(value, 'utf8'));
+		return this;
+	}
+
+	/** Writes nothing for 0, as proto3 does. */
+	uint(number: number, value: number): this {
+		return value === 0 ? this : this.raw(encodeVarints(number * 8 + varint, value));
+	}
+
+	bool(number: number, value: boolean): this {
+		return this.uint(number, value ? 1 : 0);
+	}
+
+	message(number: number, write: (writer: FieldWriter) => void): this {
+		const inner = new FieldWriter();
+		write(inner);
+		return this.append(number, inner);
+	}
+
+	/** Embeds another writer's content without joining it first. */
+	append(number: number, inner: FieldWriter): this {
+		this.raw(encodeVarints(number * 8 + bytes, inner.#length));
+		for (const chunk of inner.#chunks) this.#chunks.push(chunk);
+		this.#length += inner.#length;
+		return this;
+	}
+
+	get length(): number {
+		return this.#length;
+	}
+
+	finish(): Buffer {
+		return Buffer.concat(this.#chunks, this.#length);
+	}
+}
+
+function encodeVarints(...values: number[]): Buffer {
+	const out = Buffer.allocUnsafe(20);
+	let position = 0;
+	for (let value of values) {
+		while (value >= 0x80) {
+			out[position++] = (value % 128) | 0x80;
+			value = Math.floor(value / 128);
+		}
+		out[position++] = value;
+	}
+	return out.subarray(0, position);
+}
