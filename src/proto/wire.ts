@@ -26,16 +26,20 @@ export class FieldReader {
 	number = 0;
 	/** Wire type of the current field. */
 	type = 0;
-	/** Offset of the current field's tag. */
+	/** Offset of the current field's tag; before the first `next()`, of the message. */
 	start = 0;
 	/** Offset just past the current field. */
 	end = 0;
+	/** Of a `bytes` field: where its length begins; the length ends at `valueStart`. */
+	lengthStart = 0;
 	/** Of a `bytes` field: where the content begins; it ends at `end`. */
 	valueStart = 0;
 	#varint = 0;
 
 	constructor(buffer: Buffer, start = 0, end = buffer.length) {
 		this.buffer = buffer;
+		this.start = start;
+		this.end = start;
 		this.#position = start;
 		this.#end = end;
 	}
@@ -44,10 +48,17 @@ export class FieldReader {
 		if (this.#position >= this.#end) return false;
 		this.start = this.#position;
 		const tag = this.#readVarint();
-		this.number = Math.floor(tag / 8);
-		this.type = tag % 8;
-		if (this.number === 0 || tag > 0xffffffff) throw new WireError(`field number out of range at byte ${this.start}`);
+		if (tag < 8 || tag > 0xffffffff) throw new WireError(`field number out of range at byte ${this.start}`);
+		this.number = tag >>> 3;
+		this.type = tag & 7;
 		switch (this.type) {
+			case bytes: {
+				this.lengthStart = this.#position;
+				const length = this.#readVarint();
+				this.valueStart = this.#position;
+				this.#skip(length);
+				break;
+			}
 			case varint:
 				this.valueStart = this.#position;
 				this.#varint = this.#readVarint();
@@ -60,18 +71,17 @@ export class FieldReader {
 				this.valueStart = this.#position;
 				this.#skip(4);
 				break;
-			case bytes: {
-				const length = this.#readVarint();
-				this.valueStart = this.#position;
-				this.#skip(length);
-				break;
-			}
 			default:
 				// Groups (3, 4) are not used by any proto3 message.
 				throw new WireError(`wire type ${this.type} at byte ${this.start}`);
 		}
 		this.end = this.#position;
 		return true;
+	}
+
+	/** Where the message being read ends. */
+	get messageEnd(): number {
+		return this.#end;
 	}
 
 	/** Content of a `bytes` field, shared with the input buffer. */
@@ -97,10 +107,13 @@ export class FieldReader {
 		return this.#varint;
 	}
 
-	/** An int32 or enum, with its sign. */
+	/** An int32 or enum, with its sign. Read again from the bytes: a negative one has 64 bits, past what a number holds. */
 	int32(): number {
 		this.#expect(varint);
-		return this.#varint | 0;
+		let value = 0;
+		for (let i = 0; i < 5 && this.valueStart + i < this.end; i++)
+			value |= (this.buffer[this.valueStart + i]! & 0x7f) << (7 * i);
+		return value;
 	}
 
 	bool(): boolean {
@@ -117,14 +130,20 @@ export class FieldReader {
 	}
 
 	#skip(length: number): void {
-		if (length > this.#end - this.#position) throw new WireError(`field ${this.number} runs past the end of the message`);
+		if (length > this.#end - this.#position)
+			throw new WireError(`field ${this.number} runs past the end of the message`);
 		this.#position += length;
 	}
 
 	#readVarint(): number {
 		const {buffer} = this;
-		let position = this.#position;
 		const end = this.#end;
+		let position = this.#position;
+		// One byte is the rule for tags and short lengths, and much the fastest this way.
+		if (position < end && buffer[position]! < 0x80) {
+			this.#position = position + 1;
+			return buffer[position]!;
+		}
 		let value = 0;
 		let scale = 1;
 		for (let i = 0; i < 10; i++) {
@@ -200,15 +219,27 @@ export class FieldWriter {
 	}
 }
 
-function encodeVarints(...values: number[]): Buffer {
-	const out = Buffer.allocUnsafe(20);
-	let position = 0;
-	for (let value of values) {
-		while (value >= 0x80) {
-			out[position++] = (value % 128) | 0x80;
-			value = Math.floor(value / 128);
-		}
-		out[position++] = value;
+/** Bytes a varint of this value takes. */
+export function varintSize(value: number): number {
+	let size = 1;
+	for (let rest = value; rest >= 0x80; rest = Math.floor(rest / 128)) size++;
+	return size;
+}
+
+/** Writes a varint into `target` and returns the position after it. */
+export function writeVarint(target: Buffer, value: number, position: number): number {
+	let rest = value;
+	let at = position;
+	while (rest >= 0x80) {
+		target[at++] = (rest % 128) | 0x80;
+		rest = Math.floor(rest / 128);
 	}
-	return out.subarray(0, position);
+	target[at++] = rest;
+	return at;
+}
+
+function encodeVarints(first: number, second: number): Buffer {
+	const out = Buffer.allocUnsafe(varintSize(first) + varintSize(second));
+	writeVarint(out, second, writeVarint(out, first, 0));
+	return out;
 }
