@@ -123,10 +123,6 @@ test('rewriter › takes the Istio-only HTTP filters out and puts the ALPN repai
 test('rewriter › does the same with the built-in list when Envoy does not list its extensions', t => {
 	const listener = outboundListener([httpMetadata, httpAlpn, fault, httpStats, router]);
 	t.deepEqual(
-		rewriteListener(listener, undefined).out,
-		rewriteBytes(listenerType, packListener(listener), undefined).out,
-	);
-	t.deepEqual(
 		rewriteBytes(listenerType, packListener(listener), undefined).out,
 		packListener(outboundListener([fault, alpnRepair, router])),
 	);
