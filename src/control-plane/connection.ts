@@ -1,0 +1,184 @@
+import {Client, connectivityState, credentials as grpcCredentials, Metadata, type ServiceError} from '@grpc/grpc-js';
+import type {ControlPlaneConfig, Endpoint, TrustAnchor} from '../config/types.ts';
+import {AgentError} from '../errors.ts';
+import type {BootstrapToken} from '../identity/index.ts';
+import {formatEndpoint, type Lookup, resolveEndpoint} from './resolve.ts';
+import {type ClientCertificate, loadRoots, serverNameOf} from './tls.ts';
+
+/** What one call authenticates with, decided afresh for each. */
+export interface Credentials {
+	readonly certificate: ClientCertificate | undefined;
+	readonly token: BootstrapToken | undefined;
+	/** For people: what was shown, or why not. Never a secret. */
+	readonly description: string;
+}
+
+export interface Connection {
+	readonly client: Client;
+	readonly endpoint: string;
+	readonly metadata: Metadata;
+	close(): void;
+}
+
+/** Upstream's 1 MiB windows would cost a large push one round trip a megabyte; this is what a push of 5,000 services needs. */
+const flowControlWindow = 8 * 1024 * 1024;
+
+export interface ConnectDeps {
+	readonly config: ControlPlaneConfig;
+	readonly clusterId: string;
+	readonly lookup: Lookup;
+	/** Roots learned from the control plane, PEM or ''. */
+	readonly learnedRoots: () => string;
+}
+
+/**
+ * Opens one connection to one endpoint and waits until it is up.
+ * @throws AgentError `control_plane.unreachable`, `.untrusted`, `.unauthenticated` or `.root_unusable`
+ */
+export async function connect(
+	{config, clusterId, lookup, learnedRoots}: ConnectDeps,
+	endpoint: Endpoint,
+	anchor: TrustAnchor,
+	shown: Credentials,
+	headers: Readonly<Record<string, string>>,
+	signal: AbortSignal,
+): Promise<Connection> {
+	signal.throwIfAborted();
+	const name = formatEndpoint(endpoint);
+	const serverName = serverNameOf(endpoint, config.serverName);
+	const [addresses, channelCredentials] = await Promise.all([
+		resolveEndpoint(endpoint, config.hosts, lookup),
+		endpoint.isPlaintext ? grpcCredentials.createInsecure() : tlsCredentials(anchor, learnedRoots(), shown.certificate),
+	]);
+	const client = new Client(targetOf(addresses, endpoint.port), channelCredentials, {
+		'grpc.ssl_target_name_override': serverName,
+		'grpc.default_authority': serverName,
+		'grpc.max_receive_message_length': -1,
+		'grpc.max_send_message_length': -1,
+		'grpc.keepalive_time_ms': config.keepaliveMs,
+		'grpc.keepalive_timeout_ms': config.keepaliveTimeoutMs,
+		'grpc.enable_retries': 0,
+		'grpc.service_config_disable_resolution': 1,
+		// Each connection has its own credentials; a shared subchannel would keep those of an earlier one.
+		'grpc.use_local_subchannel_pool': 1,
+		// The agent's path to the control plane is its own; a proxy for the user's HTTP traffic is not meant for it.
+		'grpc.enable_http_proxy': 0,
+		'grpc-node.flow_control_window': flowControlWindow,
+	});
+	try {
+		await untilUp(client, config.connectTimeoutMs, signal);
+	} catch (error) {
+		client.close();
+		throw signal.aborted ? signal.reason : explainConnect(error, name, serverName, anchor, shown);
+	}
+	return {client, endpoint: name, metadata: metadataOf(clusterId, headers, endpoint, shown), close: () => client.close()};
+}
+
+async function tlsCredentials(anchor: TrustAnchor, learned: string, certificate: ClientCertificate | undefined) {
+	const roots = await loadRoots(anchor, learned);
+	if (!certificate) return grpcCredentials.createSsl(roots);
+	return grpcCredentials.createSsl(roots, Buffer.from(certificate.keyPem.reveal()), Buffer.from(certificate.chainPem));
+}
+
+/** All addresses of one host go to grpc-js as one target: it tries them in order. */
+function targetOf(addresses: readonly string[], port: number): string {
+	const isV6 = addresses[0]!.includes(':');
+	const same = addresses.filter(address => address.includes(':') === isV6);
+	return isV6 ? `ipv6:${same.map(address => `[${address}]:${port}`).join(',')}` : `ipv4:${same.map(address => `${address}:${port}`).join(',')}`;
+}
+
+function metadataOf(clusterId: string, headers: Readonly<Record<string, string>>, endpoint: Endpoint, {token}: Credentials): Metadata {
+	const metadata = new Metadata();
+	metadata.set('clusterid', clusterId);
+	for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
+	// A bearer token is worth an identity to whoever reads it, so it never crosses the wire in the clear.
+	if (token && !endpoint.isPlaintext) metadata.set('authorization', `Bearer ${token.token.reveal()}`);
+	return metadata;
+}
+
+/** Resolves when the channel is READY; rejects with gRPC's own reason when it fails, or after the time-out. */
+function untilUp(client: Client, timeoutMs: number, signal: AbortSignal): Promise<void> {
+	const channel = client.getChannel();
+	const deadline = Date.now() + timeoutMs;
+	return new Promise((resolve, reject) => {
+		const onAbort = () => reject(signal.reason);
+		signal.addEventListener('abort', onAbort, {once: true});
+		const settle = (act: () => void) => {
+			signal.removeEventListener('abort', onAbort);
+			act();
+		};
+		const look = () => {
+			if (signal.aborted) return;
+			const state = channel.getConnectivityState(true);
+			if (state === connectivityState.READY) settle(resolve);
+			else if (state === connectivityState.TRANSIENT_FAILURE || state === connectivityState.SHUTDOWN) {
+				lastError(client).then(error => settle(() => reject(error)));
+			} else {
+				channel.watchConnectivityState(state, deadline, error => {
+					if (error) settle(() => reject(new Error(`no connection after ${timeoutMs / 1000} s`)));
+					else look();
+				});
+			}
+		};
+		look();
+	});
+}
+
+/** grpc-js tells why a connection failed only to a call, so a call is made; it fails at once. */
+function lastError(client: Client): Promise<Error> {
+	const pass = (value: Buffer) => value;
+	return new Promise(resolve => {
+		client.makeUnaryRequest('/onramp.Connect/Why', pass, pass, Buffer.alloc(0), {deadline: Date.now() + 2000}, (error: ServiceError | null) =>
+			resolve(error ?? new Error('connection lost')),
+		);
+	});
+}
+
+const untrusted = /self[- ]signed|unable to (verify|get)|certificate has expired|not yet valid|signature failure|CERT_/i;
+const wrongName = /altnames|Hostname\/IP/i;
+const refusedCertificate = /alert (unknown ca|bad certificate|certificate (expired|revoked|unknown|required)|access denied|decrypt error)|alert number (42|43|44|45|46|48|49|51|116)/i;
+
+/** The reason a connection did not come up, in words; certificates refused by either side are told apart from a dead network. */
+function explainConnect(error: unknown, endpoint: string, serverName: string, anchor: TrustAnchor, shown: Credentials): AgentError {
+	if (error instanceof AgentError) return error;
+	const text = connectText(error);
+	const roots = anchor.kind === 'system' ? 'the system’s roots' : anchor.path;
+	if (wrongName.test(text)) {
+		return new AgentError('control_plane.untrusted', `connect to ${endpoint}: its certificate is not for "${serverName}" (${text})`, {
+			cause: error,
+			hint: 'set control-plane.server-name (ISTIOD_SAN) to a name in the certificate, or correct the address',
+		});
+	}
+	if (refusedCertificate.test(text)) {
+		return new AgentError('control_plane.unauthenticated', `connect to ${endpoint}: the control plane refuses our client certificate (${text}; ${shown.description})`, {
+			cause: error,
+			hint: 'the agent goes on with the token alone; if it has none, make a new bundle and run onramp join BUNDLE',
+		});
+	}
+	if (untrusted.test(text)) {
+		return new AgentError('control_plane.untrusted', `connect to ${endpoint}: its certificate is not signed by any root in ${roots} (${text})`, {
+			cause: error,
+			hint: `the mesh's root may have changed: compare with kubectl get configmap istio-ca-root-cert, and bring a new bundle with onramp join BUNDLE`,
+		});
+	}
+	return new AgentError('control_plane.unreachable', `connect to ${endpoint}: ${text}`, {
+		cause: error,
+		hint: `check that ${endpoint} can be reached from here (address in the bundle's hosts, firewall, east-west gateway)`,
+		fields: {mender: 'time'},
+	});
+}
+
+/** What the socket said, out of grpc-js's "No connection established. Last error: …". */
+function connectText(error: unknown): string {
+	const text = error instanceof Error ? ('details' in error && String(error.details)) || error.message : String(error);
+	return text.match(/Last error: (?:Error: )?(.+?)(?:\. Resolution note:.*)?$/s)?.[1] ?? text;
+}
+
+/** Whether a failure can mean that the control plane did not like the certificate we showed: TLS 1.3 tells us only after the handshake. */
+export function mayBeCertificateRefusal(error: unknown): boolean {
+	if (error instanceof AgentError) {
+		if (error.code === 'control_plane.unauthenticated') return true;
+		return error.code === 'control_plane.unreachable' && /ECONNRESET|EPIPE|socket|dropped|closed|disconnect/i.test(error.message);
+	}
+	return false;
+}

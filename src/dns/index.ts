@@ -1,0 +1,1 @@
+export {type NameInfo, type NameTable, parseNameTable} from './name-table.ts';

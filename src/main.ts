@@ -1,0 +1,29 @@
+import {runCli} from './cli/index.ts';
+import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
+
+/** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
+function report(error: unknown): void {
+	process.stderr.write(`onramp: ${reasonOf(error)}\n`);
+	if (error instanceof AgentError) {
+		if (error.hint) process.stderr.write(`  → ${error.hint}\n`);
+	} else if (error instanceof Error) {
+		process.stderr.write(`${error.stack ?? ''}\n`);
+	}
+}
+
+const shutdown = new AbortController();
+for (const name of ['SIGTERM', 'SIGINT'] as const) {
+	process.on(name, () => {
+		// The second signal means "now": Envoy and the state on disk can take it.
+		if (shutdown.signal.aborted) process.exit(1);
+		shutdown.abort(new Error(name));
+	});
+}
+
+runCli(process.argv.slice(2), shutdown.signal).then(
+	code => process.exit(code),
+	(error: unknown) => {
+		report(error);
+		process.exit(exitCodeOf(error));
+	},
+);

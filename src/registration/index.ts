@@ -1,0 +1,8 @@
+export {
+	type Registration,
+	type RegistrationDeps,
+	type RegistrationState,
+	type RegistrationStatus,
+	startRegistration,
+	workloadEntryName,
+} from './registration.ts';

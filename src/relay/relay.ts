@@ -1,0 +1,328 @@
+import type {ServerDuplexStream, ServiceDefinition, UntypedServiceImplementation} from '@grpc/grpc-js';
+import type {RelayConfig} from '../config/types.ts';
+import {AgentError} from '../errors.ts';
+import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
+import type {Logger} from '../log.ts';
+import {shortType, typeUrl} from '../proto/types.ts';
+import {FieldReader, WireError} from '../proto/wire.ts';
+import {Cache} from './cache.ts';
+import type {ErrorDetail, RawResource, Response} from './envelope.ts';
+import type {Removal} from './rewrite.ts';
+import {type DownstreamProtocol, Session} from './session.ts';
+import {type HealthReport, Upstream, type UpstreamDeps, type UpstreamStatus} from './upstream.ts';
+
+/** An update that Envoy refused; the text is Envoy's own and names the resources. */
+export interface Rejection {
+	readonly type: string;
+	readonly message: string;
+	readonly at: Date;
+}
+
+export interface RelayStatus {
+	readonly upstream: UpstreamStatus;
+	/** Envoys with an open ADS stream. */
+	readonly sessions: number;
+	readonly resources: Readonly<Record<string, number>>;
+	readonly cacheBytes: number;
+	/** Latest refusal of each type; gone once Envoy takes an update of that type. */
+	readonly rejections: readonly Rejection[];
+	/** What was taken out because this Envoy lacks it. */
+	readonly removals: readonly Removal[];
+}
+
+export interface Relay extends Running {
+	/** ADS, for the Unix socket that Envoy connects to. */
+	readonly service: {readonly definition: ServiceDefinition; readonly implementation: UntypedServiceImplementation};
+	/** A data plane is starting: connect to the control plane without waiting for Envoy's own stream. */
+	begin(): void;
+	/** Ends the stream to the control plane for good, so that it takes us out of load balancing; Envoy stays connected. */
+	leave(): void;
+	/** What the workload says of its health; kept and repeated on each new stream. */
+	setHealth(report: HealthReport): void;
+	retryNow(): void;
+	status(): RelayStatus;
+	onChange(listener: () => void): () => void;
+}
+
+export interface RelayDeps {
+	readonly config: RelayConfig;
+	readonly openAdsStream: UpstreamDeps['openAdsStream'];
+	readonly backoff: UpstreamDeps['backoff'];
+	/** The encoded core.v3.Node that names us to the control plane. */
+	readonly node: Buffer;
+	/** A new name table, encoded (istio.networking.nds.v1.NameTable). Throws to refuse it. */
+	readonly onNameTable?: (table: Buffer) => void;
+	/** Roots from the mesh's ProxyConfig, PEM. Throws to refuse them. */
+	readonly onTrustBundle?: (rootsPem: readonly string[]) => void;
+	readonly gate: Gate;
+	readonly clock: Clock;
+	readonly random: () => number;
+	readonly log: Logger;
+	readonly metrics: Metrics;
+}
+
+/**
+ * With no Envoy for this long the stream to the control plane is closed, so that the VM leaves the mesh instead of
+ * drawing traffic that nobody takes. Longer than a restart of Envoy, shorter than people's patience.
+ */
+const dataPlaneGraceMs = 10_000;
+
+/** How many distinct removals are remembered for status. */
+const maxRemovals = 500;
+
+export function startRelay(deps: RelayDeps): Relay {
+	const {config, gate, clock, log, metrics} = deps;
+	const cache = new Cache();
+	const sessions = new Set<Session>();
+	const pending = new Map<string, string>();
+	const rejections = new Map<string, Rejection>();
+	const removals = new Map<string, Removal>();
+	const listeners = new Set<() => void>();
+	let hasLeft = false;
+	let graceTimer: NodeJS.Timeout | undefined;
+
+	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type');
+	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result');
+	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held', cacheBytes);
+	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers', () => (upstream.status().state === 'connected' ? 1 : 0));
+
+	const notify = () => {
+		for (const listener of listeners) listener();
+	};
+
+	const upstream = new Upstream({...deps, protocol: config.protocol, onResponse: receive, onState: updateGate});
+	upstream.subscribe(typeUrl.cluster);
+	upstream.subscribe(typeUrl.listener);
+	if (config.isNameTableWanted) upstream.subscribe(typeUrl.nameTable);
+	if (config.isProxyConfigWanted) upstream.subscribe(typeUrl.proxyConfig);
+
+	function updateGate(): void {
+		if (cache.isComplete) gate.open('configuration received');
+		else {
+			const {lastError, state} = upstream.status();
+			const waiting = state === 'idle' ? 'waiting for Envoy to start' : 'waiting for clusters and listeners from the control plane';
+			gate.close(lastError ? lastError.message : waiting, lastError?.hint);
+		}
+		notify();
+	}
+
+	function receive(response: Response, isWhole: boolean, messageBytes: number): void {
+		const url = response.typeUrl;
+		answers({type: shortType(url)});
+		if (url === typeUrl.nameTable || url === typeUrl.proxyConfig) {
+			consume(response);
+			return;
+		}
+		const wasComplete = cache.isComplete;
+		const before = url === typeUrl.cluster ? response.removed.map(name => cache.endpointName(name)) : [];
+		const change = cache.type(url).apply(response.resources, response.removed, isWhole, messageBytes);
+		if (url === typeUrl.cluster) followEndpoints(change.changed, before);
+		pending.set(url, response.nonce);
+		let isConcerned = false;
+		for (const session of sessions) {
+			if (session.update(url, change, cache.type(url).isComplete)) isConcerned = true;
+		}
+		if (!isConcerned) answered(url, response.nonce, undefined);
+		if (!wasComplete && cache.isComplete) updateGate();
+	}
+
+	/** Endpoints are asked for as soon as their cluster is known: it saves Envoy a round trip, and they are here when it returns. */
+	function followEndpoints(changed: readonly string[], gone: readonly (string | undefined)[]): void {
+		const names = new Set<string>();
+		for (const cluster of changed) {
+			const name = endpointNameSafely(cluster);
+			if (name !== undefined) names.add(name);
+		}
+		if (names.size > 0) upstream.subscribe(typeUrl.endpoint, names);
+		const unused = gone.filter(name => name !== undefined && !names.has(name)) as string[];
+		forget(typeUrl.endpoint, unused);
+	}
+
+	function endpointNameSafely(cluster: string): string | undefined {
+		try {
+			return cache.endpointName(cluster);
+		} catch (error) {
+			// Envoy will say better what is wrong with it.
+			if (error instanceof WireError) return undefined;
+			throw error;
+		}
+	}
+
+	/** Types that end here: the name table and the mesh's ProxyConfig. An empty answer is neither used nor acknowledged, as istiod expects. */
+	function consume({typeUrl: url, nonce, resources}: Response): void {
+		const [first] = resources;
+		if (!first) return;
+		try {
+			const body = bodyOf(first);
+			if (url === typeUrl.nameTable) deps.onNameTable?.(body);
+			else deps.onTrustBundle?.(parseTrustBundle(body));
+			upstream.acknowledge(url, nonce);
+		} catch (err) {
+			log.warn({err, type: shortType(url)}, 'refused an update of the control plane');
+			upstream.acknowledge(url, nonce, {code: 13, message: err instanceof Error ? err.message : String(err)});
+		}
+	}
+
+	/** Envoy's word on an answer, or ours when no Envoy is concerned; passed on to the control plane. */
+	function answered(url: string, nonce: string | undefined, error: ErrorDetail | undefined): void {
+		if (error) rejections.set(url, {type: shortType(url), message: error.message, at: clock.now()});
+		else rejections.delete(url);
+		if (nonce === undefined || pending.get(url) !== nonce) return;
+		pending.delete(url);
+		upstream.acknowledge(url, nonce, error);
+	}
+
+	/** Names nobody needs any more. */
+	function forget(url: string, names: readonly string[]): void {
+		const unused = names.filter(name => ![...sessions].some(session => session.subscribedTo(url).has(name)));
+		if (unused.length === 0) return;
+		upstream.unsubscribe(url, unused);
+		for (const name of unused) cache.type(url).resources.delete(name);
+	}
+
+	function accept(call: ServerDuplexStream<Buffer, Buffer>, protocol: DownstreamProtocol): void {
+		const session: Session = new Session({
+			protocol,
+			call,
+			cache,
+			upstreamNonce: url => pending.get(url),
+			removeUnknownExtensions: config.removeUnknownExtensions,
+			log,
+			onSubscribe: (url, names) => upstream.subscribe(url, names),
+			onUnsubscribe: (url, names) => {
+				const held = url === typeUrl.endpoint ? heldEndpoints() : undefined;
+				forget(url, held ? names.filter(name => !held.has(name)) : names);
+			},
+			onAnswered: (url, nonce, error) => {
+				envoyAnswers({type: shortType(url), result: error ? 'nack' : 'ack'});
+				answered(url, nonce, error);
+				notify();
+			},
+			onRemoval: removal => {
+				const key = `${removal.category} ${removal.name} ${removal.type}`;
+				if (removals.has(key) || removals.size >= maxRemovals) return;
+				removals.set(key, removal);
+				log.info({name: removal.name, type: removal.type, lost: removal.lost}, 'extension taken out: this Envoy does not have it');
+			},
+		});
+		sessions.add(session);
+		clearTimeout(graceTimer);
+		if (!hasLeft) upstream.setWanted(true);
+		log.info({protocol}, 'envoy connected');
+		const end = () => {
+			if (!sessions.delete(session)) return;
+			session.close();
+			log.info('envoy disconnected');
+			settle();
+		};
+		call.on('end', () => {
+			call.end();
+			end();
+		});
+		call.on('close', end);
+		call.on('cancelled', end);
+		call.on('error', end);
+	}
+
+	function heldEndpoints(): ReadonlySet<string> {
+		const held = new Set<string>();
+		for (const cluster of cache.type(typeUrl.cluster).resources.keys()) {
+			const name = endpointNameSafely(cluster);
+			if (name !== undefined) held.add(name);
+		}
+		return held;
+	}
+
+	/** After an Envoy is gone: what it still owed an answer to is answered for it, and with none left the mesh is left too. */
+	function settle(): void {
+		for (const [url, nonce] of pending) {
+			if (![...sessions].some(session => session.watches(url))) answered(url, nonce, undefined);
+		}
+		if (sessions.size === 0 && !hasLeft) startGrace();
+		notify();
+	}
+
+	function startGrace(): void {
+		clearTimeout(graceTimer);
+		graceTimer = setTimeout(() => {
+			log.warn({afterMs: dataPlaneGraceMs}, 'no envoy: leaving the mesh until there is one');
+			upstream.setWanted(false);
+		}, dataPlaneGraceMs);
+		graceTimer.unref();
+	}
+
+	function cacheBytes(): number {
+		let sum = 0;
+		for (const [, type] of cache.types()) sum += type.sizeBytes;
+		return sum;
+	}
+
+	updateGate();
+	return {
+		finished: upstream.finished,
+		service: {
+			definition: adsDefinition,
+			implementation: {
+				DeltaAggregatedResources: (call: ServerDuplexStream<Buffer, Buffer>) => accept(call, 'delta'),
+				StreamAggregatedResources: (call: ServerDuplexStream<Buffer, Buffer>) => accept(call, 'sotw'),
+			},
+		},
+		begin: () => {
+			upstream.setWanted(true);
+			if (sessions.size === 0) startGrace();
+		},
+		leave: () => {
+			hasLeft = true;
+			clearTimeout(graceTimer);
+			upstream.setWanted(false);
+		},
+		setHealth: report => upstream.setHealth(report),
+		retryNow: () => upstream.retryNow(),
+		status: () => ({
+			upstream: upstream.status(),
+			sessions: sessions.size,
+			resources: Object.fromEntries([...cache.types()].map(([url, type]) => [shortType(url), type.resources.size])),
+			cacheBytes: cacheBytes(),
+			rejections: [...rejections.values()],
+			removals: [...removals.values()],
+		}),
+		onChange: listener => {
+			listeners.add(listener);
+			return () => listeners.delete(listener);
+		},
+		stop: async () => {
+			hasLeft = true;
+			clearTimeout(graceTimer);
+			await upstream.stop();
+		},
+	};
+}
+
+const asIs = (value: Buffer): Buffer => value;
+const stream = {requestStream: true, responseStream: true, requestSerialize: asIs, requestDeserialize: asIs, responseSerialize: asIs, responseDeserialize: asIs};
+const service = '/envoy.service.discovery.v3.AggregatedDiscoveryService';
+
+const adsDefinition: ServiceDefinition = {
+	DeltaAggregatedResources: {path: `${service}/DeltaAggregatedResources`, ...stream},
+	StreamAggregatedResources: {path: `${service}/StreamAggregatedResources`, ...stream},
+};
+
+/** Any: value 2. */
+function bodyOf({any}: RawResource): Buffer {
+	for (const field = new FieldReader(any); field.next(); ) if (field.number === 2) return field.bytes();
+	return Buffer.alloc(0);
+}
+
+/** istio.mesh.v1alpha1.ProxyConfig: ca_certificates_pem 34, repeated. */
+function parseTrustBundle(body: Buffer): readonly string[] {
+	const roots: string[] = [];
+	for (const field = new FieldReader(body); field.next(); ) {
+		if (field.number !== 34) continue;
+		const pem = field.string();
+		if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
+			throw new AgentError('relay.malformed', 'read trust bundle of the control plane: an entry is not a PEM certificate');
+		}
+		roots.push(pem);
+	}
+	return roots;
+}
