@@ -40,6 +40,7 @@ export type ErrorCode =
 	| 'proxy.port_in_use'
 	| 'proxy.admin_failed'
 	| 'proxy.crashed'
+	| 'proxy.state_unusable'
 	// status
 	| 'status.port_in_use'
 	| 'status.unreachable'

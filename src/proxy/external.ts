@@ -1,0 +1,74 @@
+import type {Clock, Gate} from '../lifecycle/index.ts';
+import type {Logger} from '../log.ts';
+import {AdminClient} from './admin.ts';
+import {monitorEnvoy} from './monitor.ts';
+import type {ProxyState} from './types.ts';
+
+export interface ExternalDeps {
+	readonly adminSocketPath: string;
+	readonly gate: Gate;
+	readonly log: Logger;
+	readonly clock: Clock;
+}
+
+/** Watches an Envoy that another supervisor runs (a systemd unit), by its admin socket alone. */
+export class ExternalWatch {
+	readonly admin: AdminClient;
+	readonly #deps: ExternalDeps;
+	readonly #stopping = new AbortController();
+	#state: ProxyState = 'starting';
+	#since: Date;
+	#version: string | undefined;
+
+	constructor(deps: ExternalDeps) {
+		this.#deps = deps;
+		this.#since = deps.clock.now();
+		this.admin = new AdminClient(deps.adminSocketPath);
+	}
+
+	get state(): {state: ProxyState; since: Date; version: string | undefined} {
+		return {state: this.#state, since: this.#since, version: this.#version};
+	}
+
+	async run(): Promise<void> {
+		const {gate, clock, log} = this.#deps;
+		gate.close('waits for envoy, which another supervisor starts');
+		const onVerdict: Parameters<typeof monitorEnvoy>[0]['onVerdict'] = verdict => {
+			if (this.#state === 'draining') return;
+			if (!verdict.isReady) {
+				this.#enter('starting');
+				gate.close(verdict.reason, verdict.hint ?? 'is it running? systemctl status onramp-envoy');
+				return;
+			}
+			if (this.#state !== 'running') {
+				this.#version = undefined;
+				void this.#readVersion().then(() => log.info({version: this.#version}, 'envoy ready'));
+			}
+			this.#enter('running');
+			gate.open('envoy serves');
+		};
+		await monitorEnvoy({admin: this.admin, clock, onVerdict}, this.#stopping.signal);
+	}
+
+	noteDraining(): void {
+		this.#enter('draining');
+		this.#deps.gate.close('envoy drains');
+	}
+
+	stop(): void {
+		this.#stopping.abort();
+		this.#enter('stopped');
+	}
+
+	async #readVersion(): Promise<void> {
+		this.#version = await this.admin.serverInfo().then(
+			info => info.version,
+			() => undefined, // Shown only; gone again already.
+		);
+	}
+
+	#enter(state: ProxyState): void {
+		if (this.#state !== state) this.#since = this.#deps.clock.now();
+		this.#state = state;
+	}
+}

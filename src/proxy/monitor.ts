@@ -1,0 +1,112 @@
+import {reasonOf} from '../errors.ts';
+import type {Clock} from '../lifecycle/index.ts';
+import type {AdminClient} from './admin.ts';
+
+export type Verdict =
+	| {readonly isReady: true}
+	| {readonly isReady: false; readonly reason: string; readonly hint?: string | undefined};
+
+export interface MonitorDeps {
+	readonly admin: Pick<AdminClient, 'ready' | 'stats' | 'get'>;
+	readonly clock: Clock;
+	/** Called with each look that says something new. */
+	onVerdict(verdict: Verdict): void;
+	/** Called after each look, for what is to be done about once a second. */
+	onTick?(): void;
+}
+
+/** While Envoy starts, its readiness is noticed within this time. */
+const startingPollMs = 20;
+/** After this long it waits for something, and is looked at less often. */
+const quickForMs = 5000;
+const waitingPollMs = 100;
+const runningPollMs = 1000;
+/** How often a reason is worked out for an Envoy that is not ready. */
+const explainMs = 1000;
+
+const updates = {
+	cds: 'cluster_manager.cds',
+	lds: 'listener_manager.lds',
+} as const;
+const updatesFilter =
+	'^(cluster_manager\\.cds|listener_manager\\.lds)\\.(update_success|update_rejected|init_fetch_timeout)$';
+
+/**
+ * Watches one Envoy until the signal. It is ready when it is LIVE *and* has taken clusters and listeners without a
+ * time-out: LIVE alone also follows when the control plane never answered. The answer is live, not sticky: an Envoy
+ * that hangs later closes the gate again.
+ */
+export async function monitorEnvoy({admin, clock, onVerdict, onTick}: MonitorDeps, signal: AbortSignal): Promise<void> {
+	const startedMs = clock.monotonicMs();
+	let explainedMs = startedMs;
+	let wasConfigured = false;
+	let wasReady = false;
+	while (!signal.aborted) {
+		let state: string;
+		try {
+			state = await admin.ready();
+		} catch (error) {
+			state = `no answer (${reasonOf(error)})`;
+		}
+		if (signal.aborted) return;
+		if (state === 'LIVE') wasConfigured ||= await isConfigured(admin);
+		const nowMs = clock.monotonicMs();
+		if (state === 'LIVE' && wasConfigured) {
+			wasReady = true;
+			onVerdict({isReady: true});
+		} else if (nowMs - explainedMs >= explainMs) {
+			explainedMs = nowMs;
+			const verdict = await explain(admin, state);
+			if (signal.aborted) return;
+			onVerdict(verdict);
+		}
+		onTick?.();
+		const pollMs = wasReady ? runningPollMs : nowMs - startedMs < quickForMs ? startingPollMs : waitingPollMs;
+		await clock.sleep(pollMs, signal).catch(() => {}); // Aborted: the loop ends.
+	}
+}
+
+async function isConfigured(admin: MonitorDeps['admin']): Promise<boolean> {
+	try {
+		const stats = await admin.stats(updatesFilter);
+		return Object.values(updates).every(
+			name => (stats.get(`${name}.update_success`) ?? 0) > 0 && !stats.get(`${name}.init_fetch_timeout`),
+		);
+	} catch {
+		return false; // Looked at again with the next poll.
+	}
+}
+
+/** Why Envoy is not ready, as far as it can tell. */
+async function explain(admin: MonitorDeps['admin'], state: string): Promise<Verdict> {
+	const no = (reason: string, hint?: string): Verdict => ({isReady: false, reason, hint});
+	if (state === 'DRAINING') return no('envoy drains');
+	if (state.startsWith('no answer')) return no(`envoy's admin socket: ${state}`);
+	try {
+		const stats = await admin.stats(`${updatesFilter}|^cluster_manager\\.warming_clusters$`);
+		for (const [type, name] of Object.entries(updates)) {
+			if ((stats.get(`${name}.update_success`) ?? 0) > 0) continue;
+			if ((stats.get(`${name}.update_rejected`) ?? 0) > 0) {
+				return no(
+					`envoy rejected the ${type.toUpperCase()} configuration`,
+					"see envoy's log for what is wrong with it",
+				);
+			}
+			const warming = stats.get('cluster_manager.warming_clusters') ?? 0;
+			if (type === 'lds' && warming > 0) return no(`envoy waits for the endpoints of ${warming} clusters`);
+			return no(`envoy is ${state}: waits for its first ${type.toUpperCase()} configuration`);
+		}
+		const waitingFor = parseInitDump(await admin.get('/init_dump'));
+		return no(`envoy is ${state}${waitingFor.length > 0 ? `: waits for ${waitingFor.slice(0, 3).join('; ')}` : ''}`);
+	} catch (error) {
+		return no(`envoy is ${state}`, reasonOf(error));
+	}
+}
+
+/** Names of what holds up the start: `{unready_targets_dumps: [{name, target_names: []}]}` → `NAME: TARGET, …`. */
+export function parseInitDump(text: string): string[] {
+	const dump = JSON.parse(text) as {unready_targets_dumps?: {name?: string; target_names?: string[]}[]};
+	return (dump.unready_targets_dumps ?? [])
+		.filter(entry => (entry.target_names ?? []).length > 0)
+		.map(({name = '', target_names = []}) => `${name}: ${target_names.join(', ')}`);
+}

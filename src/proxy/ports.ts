@@ -1,0 +1,103 @@
+import {readdirSync, readFileSync, readlinkSync} from 'node:fs';
+import {AgentError, systemCode} from '../errors.ts';
+
+/** A TCP socket that listens, as /proc/net/tcp and tcp6 show it. */
+export interface ListeningSocket {
+	/** As the kernel prints it: hex, words in host order; all zeros is the wildcard. */
+	readonly address: string;
+	readonly port: number;
+	readonly inode: string;
+}
+
+/**
+ * Throws when one of the ports is taken. Binding it for a try would say less: with SO_REUSEPORT, which Envoy sets,
+ * a second Envoy of the same user binds without complaint and takes half of the connections.
+ * @throws AgentError `proxy.port_in_use`
+ */
+export function checkPortsFree(listenAddress: string, ports: Readonly<Record<string, number>>): void {
+	const sockets = listeningSockets();
+	for (const [purpose, port] of Object.entries(ports)) {
+		const taken = sockets.find(socket => socket.port === port && overlaps(socket.address, listenAddress));
+		if (!taken) continue;
+		const owner = findOwner(taken.inode);
+		const who = owner ? `${owner.name} (pid ${owner.pid})` : 'another process';
+		throw new AgentError('proxy.port_in_use', `start envoy: port ${port} for ${purpose} is taken by ${who}`, {
+			hint: `stop it, or give envoy another port; to see who listens: ss -ltnp 'sport = :${port}'`,
+			fields: {port, purpose, ...(owner ? {pid: owner.pid, process: owner.name} : {})},
+		});
+	}
+}
+
+/** Lines of /proc/net/tcp: `sl local_address rem_address st … inode`; state 0A listens. */
+export function parseListening(text: string): ListeningSocket[] {
+	return text
+		.split('\n')
+		.slice(1)
+		.map(line => line.trim().split(/\s+/))
+		.filter(fields => fields[3] === '0A')
+		.map(fields => {
+			const [address = '', port = '0'] = fields[1]!.split(':');
+			return {address, port: Number.parseInt(port, 16), inode: fields[9] ?? ''};
+		});
+}
+
+function listeningSockets(): ListeningSocket[] {
+	return ['/proc/net/tcp', '/proc/net/tcp6'].flatMap(path => {
+		try {
+			return parseListening(readFileSync(path, 'utf8'));
+		} catch (error) {
+			if (systemCode(error) === 'ENOENT') return []; // No IPv6 in this kernel.
+			throw error;
+		}
+	});
+}
+
+const mapped = '0000000000000000FFFF0000';
+
+/** Whether a bind to `wanted` meets a socket on `taken`: the same address, or a wildcard on either side. */
+export function overlaps(taken: string, wanted: string): boolean {
+	const isTakenV6 = taken.length === 32;
+	if (/^0+$/.test(taken)) return true; // `::` mostly takes IPv4 along; where it does not, a false alarm is the lesser evil.
+	if (wanted === '::') return true;
+	if (wanted.includes(':')) return isTakenV6 && taken === hexOfV6(wanted);
+	if (wanted === '0.0.0.0') return !isTakenV6 || taken.startsWith(mapped);
+	const hex = hexOfV4(wanted);
+	return taken === hex || taken === mapped + hex;
+}
+
+/** Little endian machines, which all supported ones are, print the bytes of each word in reverse. */
+function hexOfV4(address: string): string {
+	const bytes = address.split('.').map(Number).reverse();
+	return Buffer.from(bytes).toString('hex').toUpperCase();
+}
+
+function hexOfV6(address: string): string {
+	const [head = '', tail] = address.split('::');
+	const front = head === '' ? [] : head.split(':');
+	const back = tail === undefined || tail === '' ? [] : tail.split(':');
+	const middle = tail === undefined ? [] : new Array<string>(8 - front.length - back.length).fill('0');
+	const hex = [...front, ...middle, ...back].map(group => group.padStart(4, '0')).join('');
+	return (hex.match(/.{8}/g) ?? [])
+		.map(word => word.match(/../g)!.reverse().join(''))
+		.join('')
+		.toUpperCase();
+}
+
+/** The process that holds a socket, if we may look into it. */
+function findOwner(inode: string): {pid: number; name: string} | undefined {
+	for (const pid of readdirSync('/proc').filter(name => /^\d+$/.test(name))) {
+		try {
+			const holds = readdirSync(`/proc/${pid}/fd`).some(fd => {
+				try {
+					return readlinkSync(`/proc/${pid}/fd/${fd}`) === `socket:[${inode}]`;
+				} catch {
+					return false; // Closed since.
+				}
+			});
+			if (holds) return {pid: Number(pid), name: readFileSync(`/proc/${pid}/comm`, 'utf8').trim()};
+		} catch {
+			// Gone since, or another user's.
+		}
+	}
+	return undefined;
+}

@@ -1,0 +1,1 @@
+export {ensureEnvoy} from '../../scripts/fetch-envoy.ts';
