@@ -1,0 +1,10 @@
+export {checkConfig} from './check.ts';
+export type {Environment, ParsedFlags} from './layers.ts';
+export {type LoadInput, loadConfig} from './load.ts';
+export {parseConfig} from './parse.ts';
+export {type Problem, renderProblem} from './problems.ts';
+export {diskReader, type FileReader} from './reader.ts';
+export {renderConfig} from './render.ts';
+export {type Setting, settings} from './settings.ts';
+export type {BundleSource, HostFacts, SourceFile, Sources} from './sources.ts';
+export type * from './types.ts';

@@ -1,0 +1,169 @@
+import {parseClusterEnv} from './cluster-env.ts';
+import {findConflicts} from './conflicts.ts';
+import {readControlPlane} from './control-plane.ts';
+import {parseHosts} from './hosts.ts';
+import {readIdentity} from './identity.ts';
+import {
+	bundleVariables,
+	environmentLayer,
+	fileLayer,
+	flagLayer,
+	type MeshSource,
+	meshLayer,
+	originOf,
+	processVariables,
+	type Variables,
+	variablesLayer,
+} from './layers.ts';
+import {parseMeshYaml, parseProxyConfig} from './mesh-yaml.ts';
+import {parseOnrampYaml} from './onramp-yaml.ts';
+import {FileFindings, Findings, suggest} from './problems.ts';
+import {type RuntimeValues, readProxy, readRelay, readStatus} from './proxy.ts';
+import {byDefault, Resolver} from './resolver.ts';
+import {settings, table} from './settings.ts';
+import type {BundleSource, SourceFile, Sources} from './sources.ts';
+import {decodeText} from './text-file.ts';
+import type {Config, LoadedConfig} from './types.ts';
+import {effectiveProxyConfig, readWorkload} from './workload.ts';
+
+/**
+ * What was read → Config. Flags over ONRAMP_* over Istio's own variables in the process over the file over the
+ * bundle over the host over defaults. Pure.
+ * @param findings - problems that were met while reading
+ * @throws AgentError `config.invalid` with every problem
+ */
+export function parseConfig(sources: Sources, findings: Findings = new Findings()): LoadedConfig {
+	const {flags, env, file, bundle, host} = sources;
+	refuseUnknownVariables(env, findings);
+	const meshes = readMeshes(bundle, findings);
+	const process = processVariables(env);
+	const ofBundle = readBundleVariables(bundle, meshes, findings);
+	const configs = [...readProxyConfigVariable(process, ofBundle, findings), ...meshes];
+	const resolver = new Resolver(
+		[
+			flagLayer(flags, host.cwd),
+			environmentLayer(env, host.cwd),
+			variablesLayer(process, findings),
+			fileLayer(file?.path ?? '', readFile(file, findings, parseOwnFile) ?? new Map()),
+			variablesLayer(ofBundle, findings),
+			meshLayer(configs, findings),
+		],
+		[process, ofBundle],
+		findings,
+	);
+	const config = buildConfig(resolver, sources, configs);
+	findConflicts(config, resolver);
+	findings.throwIfAny();
+	return deepFreeze({config, origins: resolver.origins, warnings: findings.warnings});
+}
+
+function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: readonly MeshSource[]): Config {
+	const {findings} = resolver;
+	const stateDir = resolver.take(table.stateDir);
+	const runDir = resolver.take(table.runDir);
+	resolver.useDirectories({'state-dir': stateDir, 'run-dir': runDir});
+	const workload = readWorkload(resolver, host);
+	const controlPlane = readControlPlane(resolver, {
+		bundle,
+		hosts: readFile(bundle?.hosts, findings, parseHosts) ?? new Map(),
+		authPolicy: configs.find(({parsed}) => 'controlPlaneAuthPolicy' in parsed.fields)?.parsed.fields[
+			'controlPlaneAuthPolicy'
+		],
+	});
+	const identity = readIdentity(resolver, controlPlane);
+	const relay = readRelay(resolver, workload.isDnsCaptured);
+	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
+	const status = readStatus(resolver, workload.addresses);
+	const [first] = controlPlane.endpoints;
+	const proxyConfig = effectiveProxyConfig(
+		configs.map(({parsed}) => parsed.fields),
+		{
+			proxy,
+			status,
+			serviceCluster: workload.serviceCluster,
+			discoveryAddress: first ? `${first.host.includes(':') ? `[${first.host}]` : first.host}:${first.port}` : '',
+		},
+	);
+	resolver.note('workload.proxyConfig', configs[0] ? originOf(configs[0], 'defaultConfig') : byDefault);
+	return {
+		stateDir,
+		runDir,
+		workload: {...workload, proxyConfig},
+		controlPlane,
+		identity,
+		relay,
+		proxy,
+		status,
+		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
+		isNotifyEnabled: resolver.take(table.notify),
+	};
+}
+
+const parseOwnFile = (text: string, findings: FileFindings) => parseOnrampYaml(text, settings, findings);
+
+/** Decodes and parses a file, if there is one and it is text. */
+function readFile<T>(
+	file: SourceFile | undefined,
+	findings: Findings,
+	parse: (text: string, findings: FileFindings) => T,
+): T | undefined {
+	if (!file) return undefined;
+	const ofFile = new FileFindings(file.path, findings);
+	const text = decodeText(file.bytes, ofFile);
+	return text === undefined ? undefined : parse(text, ofFile);
+}
+
+function readMeshes(bundle: BundleSource | undefined, findings: Findings): MeshSource[] {
+	const parsed = readFile(bundle?.mesh, findings, parseMeshYaml);
+	return parsed ? [{parsed, path: bundle!.mesh!.path, kind: 'bundle'}] : [];
+}
+
+/** cluster.env over the proxyMetadata from which istioctl made it. */
+function readBundleVariables(
+	bundle: BundleSource | undefined,
+	meshes: readonly MeshSource[],
+	findings: Findings,
+): Variables {
+	const assignments = readFile(bundle?.clusterEnv, findings, parseClusterEnv) ?? new Map();
+	return new Map([
+		...meshes.flatMap(({path, parsed}) => [...bundleVariables(path, parsed.metadata, 'proxyMetadata.')]),
+		...bundleVariables(bundle?.clusterEnv?.path ?? 'cluster.env', assignments),
+	]);
+}
+
+function readProxyConfigVariable(process: Variables, ofBundle: Variables, findings: Findings): MeshSource[] {
+	const variable = process.get('PROXY_CONFIG') ?? ofBundle.get('PROXY_CONFIG');
+	if (!variable?.value) return [];
+	const parsed = parseProxyConfig(variable.value, new FileFindings(variable.place, findings));
+	return [{parsed, path: variable.place, kind: variable.origin.kind}];
+}
+
+function runtimeValues(configs: readonly MeshSource[]): RuntimeValues | undefined {
+	const source = configs.find(({parsed}) => 'runtimeValues' in parsed.fields);
+	return (
+		source && {
+			values: source.parsed.fields['runtimeValues'] as Readonly<Record<string, string>>,
+			origin: originOf(source, 'runtimeValues'),
+		}
+	);
+}
+
+/** A misspelt variable would otherwise do nothing, silently. Values are not shown: one may be a token. */
+function refuseUnknownVariables(env: Sources['env'], findings: Findings): void {
+	const known = settings.map(setting => setting.env);
+	for (const name of Object.keys(env).toSorted())
+		if (name.startsWith('ONRAMP_') && !known.includes(name))
+			findings.problem(
+				name,
+				`unknown variable${suggest(name, known)}`,
+				'mend the name, or unset it; docs/configuration.md lists them all',
+			);
+}
+
+function deepFreeze<T>(value: T): T {
+	if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
+		Object.freeze(value);
+		for (const each of Object.values(value)) deepFreeze(each);
+	}
+	return value;
+}

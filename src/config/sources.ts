@@ -1,0 +1,37 @@
+import type {Interfaces} from './addresses.ts';
+import type {Environment, ParsedFlags} from './layers.ts';
+
+/** A file that was read; `bytes` may be one more than is allowed, which then is a problem. */
+export interface SourceFile {
+	readonly path: string;
+	readonly bytes: Uint8Array;
+}
+
+/** A bundle directory, or the places to which Istio's documents have its files copied. */
+export interface BundleSource {
+	/** The directory, or `/var/lib/istio`. */
+	readonly path: string;
+	readonly clusterEnv: SourceFile | undefined;
+	readonly mesh: SourceFile | undefined;
+	readonly hosts: SourceFile | undefined;
+	readonly rootCertPath: string;
+	readonly tokenPath: string;
+}
+
+export interface HostFacts {
+	readonly hostname: string;
+	readonly interfaces: Interfaces;
+	/** Directory that relative paths of flags and environment start from. */
+	readonly cwd: string;
+	/** Where Envoy was found, or where it ought to be. */
+	readonly envoyPath: string;
+}
+
+/** Everything that configuration is made of, already read. */
+export interface Sources {
+	readonly flags: ParsedFlags;
+	readonly env: Environment;
+	readonly file: SourceFile | undefined;
+	readonly bundle: BundleSource | undefined;
+	readonly host: HostFacts;
+}
