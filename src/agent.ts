@@ -94,7 +94,7 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 
 		const sds = await parts.start('sds', () => startSds({source: {current, onChange}, log: logOf('sds')}));
 		await parts.start('xds-socket', () =>
-			startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds.service], log: logOf('xds')}),
+			startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 		);
 
 		const proxy = await parts.start('proxy', () =>

@@ -1,4 +1,5 @@
 import pino from 'pino';
+import {AgentError} from './errors.ts';
 
 export type Logger = pino.Logger;
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error' | 'silent';
@@ -48,7 +49,7 @@ export function createLogger({level, format, fd = 2}: LogSettings): Logger {
 		base: null,
 		timestamp: pino.stdTimeFunctions.isoTime,
 		redact: {paths: redacted, censor: '[redacted]'},
-		serializers: {err: pino.stdSerializers.err},
+		serializers: {err: serializeError},
 	};
 	if (format === 'json') return pino({...options, formatters: {level: label => ({level: label})}}, destination);
 	const journal = process.env['JOURNAL_STREAM'] !== undefined;
@@ -58,11 +59,21 @@ export function createLogger({level, format, fd = 2}: LogSettings): Logger {
 /** A logger that says nothing; the default of tests. */
 export const silentLogger: Logger = pino({level: 'silent'});
 
+/** Our own errors say all in one sentence, causes included; of any other the stack is wanted. */
+function serializeError(error: unknown): unknown {
+	if (!(error instanceof AgentError)) return error instanceof Error ? pino.stdSerializers.err(error) : {message: String(error)};
+	return {message: error.message, code: error.code, hint: error.hint};
+}
+
 function renderText(line: string, journal: boolean): string {
 	const {level, time, part, msg, err, ...fields} = JSON.parse(line) as Record<string, unknown>;
 	const head = journal ? (priority[level as number] ?? '<6>') : `${String(time)} ${pino.levels.labels[level as number]?.padEnd(5) ?? ''} `;
 	const rest = Object.entries(fields).map(([name, value]) => ` ${name}=${renderValue(value)}`);
-	const reason = err ? ` reason=${renderValue((err as {message?: string}).message)}` : '';
+	const {message, code, hint} = (err ?? {}) as Record<string, unknown>;
+	const reason = Object.entries({reason: message, code, hint})
+		.filter(([, value]) => value !== undefined)
+		.map(([name, value]) => ` ${name}=${renderValue(value)}`)
+		.join('');
 	return `${head}${part ? `${String(part)}: ` : ''}${String(msg ?? '')}${rest.join('')}${reason}\n`;
 }
 

@@ -56,7 +56,9 @@ export function createControlPlane({config, workload, clientCertificate, clock, 
 	async function readToken(): Promise<{token?: Credentials['token']; description: string}> {
 		try {
 			const token = await readBootstrapToken(config.tokenPath, {audience: config.tokenAudience, now: clock.now()});
-			return {token, description: `token for ${token.subject ?? 'an unnamed subject'}${token.expiresAt ? `, expires ${token.expiresAt.toISOString()}` : ''}`};
+			const expiry = token.expiresAt ? `, expires ${token.expiresAt.toISOString()}` : '';
+			const doubts = token.problems.map(problem => `, but: ${problem.message}`).join('');
+			return {token, description: `token for ${token.subject ?? 'an unnamed subject'}${expiry}${doubts}`};
 		} catch (error) {
 			const description = reasonOf(error);
 			if (toldToken !== description) log.debug({reason: description}, 'no usable bootstrap token');

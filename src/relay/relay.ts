@@ -79,7 +79,7 @@ export function startRelay(deps: RelayDeps): Relay {
 	const removals = new Map<string, Removal>();
 	const listeners = new Set<() => void>();
 	let hasLeft = false;
-	let graceTimer: NodeJS.Timeout | undefined;
+	let grace = new AbortController();
 
 	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type');
 	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result');
@@ -206,7 +206,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			},
 		});
 		sessions.add(session);
-		clearTimeout(graceTimer);
+		grace.abort();
 		if (!hasLeft) upstream.setWanted(true);
 		log.info({protocol}, 'envoy connected');
 		const end = () => {
@@ -243,12 +243,17 @@ export function startRelay(deps: RelayDeps): Relay {
 	}
 
 	function startGrace(): void {
-		clearTimeout(graceTimer);
-		graceTimer = setTimeout(() => {
-			log.warn({afterMs: dataPlaneGraceMs}, 'no envoy: leaving the mesh until there is one');
-			upstream.setWanted(false);
-		}, dataPlaneGraceMs);
-		graceTimer.unref();
+		grace.abort();
+		grace = new AbortController();
+		clock.sleep(dataPlaneGraceMs, grace.signal).then(
+			() => {
+				log.warn({afterMs: dataPlaneGraceMs}, 'no envoy: leaving the mesh until there is one');
+				upstream.setWanted(false);
+			},
+			() => {
+				// An Envoy came, or we are leaving anyway.
+			},
+		);
 	}
 
 	function cacheBytes(): number {
@@ -273,7 +278,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		},
 		leave: () => {
 			hasLeft = true;
-			clearTimeout(graceTimer);
+			grace.abort();
 			upstream.setWanted(false);
 		},
 		setHealth: report => upstream.setHealth(report),
@@ -292,7 +297,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		},
 		stop: async () => {
 			hasLeft = true;
-			clearTimeout(graceTimer);
+			grace.abort();
 			await upstream.stop();
 		},
 	};

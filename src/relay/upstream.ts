@@ -64,6 +64,12 @@ const order: readonly string[] = [
 	typeUrl.proxyConfig,
 ];
 
+function silent(endpoint: string): AgentError {
+	return new AgentError('control_plane.unreachable', `ADS stream at ${endpoint}: no answer for ${firstAnswerMs / 1000} s`, {
+		hint: `${endpoint} takes connections and says nothing: look at its load and its log. The agent tries again, elsewhere if it can`,
+	});
+}
+
 interface StreamState {
 	readonly stream: AdsStream;
 	readonly protocol: AdsProtocol;
@@ -206,11 +212,17 @@ export class Upstream implements Running {
 		const stream = await this.#deps.openAdsStream(protocol, signal);
 		const openedMs = clock.monotonicMs();
 		const current: StreamState = {stream, protocol, asked: new Map(), isNodeSent: false};
-		const silence = setTimeout(() => stream.call.destroy(new Error(`no answer on a new stream for ${firstAnswerMs / 1000} s`)), firstAnswerMs);
+		const heard = new AbortController();
+		clock.sleep(firstAnswerMs, heard.signal).then(
+			() => stream.call.destroy(silent(stream.endpoint)),
+			() => {
+				// It answered, or the stream ended.
+			},
+		);
 		try {
 			await new Promise<void>((resolve, reject) => {
 				stream.call.on('data', (message: Buffer) => {
-					clearTimeout(silence);
+					heard.abort();
 					if (this.#status.state !== 'connected') {
 						log.info({endpoint: stream.endpoint, protocol}, 'connected to the control plane');
 						this.#set({state: 'connected', endpoint: stream.endpoint, attempts: 0, lastError: undefined});
@@ -224,7 +236,7 @@ export class Upstream implements Running {
 				this.#replay(current);
 			});
 		} finally {
-			clearTimeout(silence);
+			heard.abort();
 			this.#current = undefined;
 			stream.close();
 			if (clock.monotonicMs() - openedMs > goodStreamMs) this.#backoff.reset();
@@ -300,7 +312,7 @@ export class Upstream implements Running {
 		}
 		const {lastError, attempts} = this.#status;
 		// The same refusal again and again is one line, not one a minute for a night.
-		if (lastError?.code !== failure.code) log.warn({err: failure, code: failure.code, hint: failure.hint}, 'control plane connection failed');
+		if (lastError?.code !== failure.code) log.warn({err: failure}, 'control plane connection failed');
 		else log.debug({err: failure, attempts}, 'control plane connection failed again');
 		this.#set({
 			attempts: attempts + 1,

@@ -1,0 +1,35 @@
+import {checkConfig, diskReader, renderConfig} from '../config/index.ts';
+import type {Command} from './index.ts';
+import {loadFrom} from './load.ts';
+
+const print: Command = {
+	usage: 'config print',
+	description: 'Print every value in force and where it came from, secrets redacted',
+	hasSettings: true,
+	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
+	run: async ({json, ...flags}) => {
+		const loaded = await loadFrom(flags);
+		for (const warning of loaded.warnings) process.stderr.write(`warning: ${warning}\n`);
+		process.stdout.write(renderConfig(loaded, json ? 'json' : 'yaml'));
+		return 0;
+	},
+};
+
+const check: Command = {
+	usage: 'config check',
+	description: 'Check the configuration and the files it names; change nothing',
+	hasSettings: true,
+	run: async flags => {
+		const loaded = await loadFrom(flags);
+		for (const warning of loaded.warnings) process.stdout.write(`warning: ${warning}\n`);
+		const problems = await checkConfig(loaded, diskReader);
+		for (const {place, message, remedy, severity} of problems) {
+			process.stdout.write(`${severity === 'error' ? 'problem' : 'warning'}: ${place}: ${message}\n${remedy ? `  → ${remedy}\n` : ''}`);
+		}
+		const fatal = problems.filter(({severity}) => severity === 'error').length;
+		process.stdout.write(fatal === 0 ? 'configuration is good\n' : `${fatal} ${fatal === 1 ? 'problem' : 'problems'}\n`);
+		return fatal === 0 ? 0 : 78;
+	},
+};
+
+export const configCommand: readonly Command[] = [print, check];

@@ -1,0 +1,412 @@
+import test from 'ava';
+import {AgentError} from '../../../src/errors.ts';
+import {Metrics, Readiness} from '../../../src/lifecycle/index.ts';
+import {silentLogger} from '../../../src/log.ts';
+import {typeUrl} from '../../../src/proto/types.ts';
+import {FieldWriter} from '../../../src/proto/wire.ts';
+import {type RelayDeps, startRelay} from '../../../src/relay/index.ts';
+import {anyOf, contentOf, FakeEnvoy, FakeUpstream, settle, until} from '../../support/fake-ads.ts';
+import {FakeClock} from '../../support/fake-clock.ts';
+
+const {cluster: cds, endpoint: eds, listener: lds, nameTable: nds, route: rds} = typeUrl;
+
+/** An EDS cluster: name 1, type 2 = EDS, eds_cluster_config 3. */
+function edsCluster(name: string, content: string): readonly [string, Buffer] {
+	const body = new FieldWriter()
+		.string(1, name)
+		.uint(2, 3)
+		.message(3, config => config.string(2, name))
+		.string(28, content)
+		.finish();
+	return [name, new FieldWriter().string(1, cds).bytes(2, body).finish()];
+}
+
+const resource = (url: string, name: string, content = name): readonly [string, Buffer] => [name, anyOf(url, name, content)];
+
+function setUp(change: Partial<RelayDeps> = {}) {
+	const upstream = new FakeUpstream();
+	const clock = new FakeClock();
+	const readiness = new Readiness(['configuration']);
+	const relay = startRelay({
+		config: {protocol: 'delta', isNameTableWanted: false, isProxyConfigWanted: false, removeUnknownExtensions: 'never', socketPath: ''},
+		openAdsStream: upstream.open,
+		backoff: {baseMs: 1000, maxMs: 60_000},
+		node: Buffer.from([0x0a, 1, 0x78]),
+		gate: readiness.gate('configuration'),
+		clock,
+		random: () => 0.5,
+		log: silentLogger,
+		metrics: new Metrics(),
+		...change,
+	});
+	const connect = (protocol: 'delta' | 'sotw' = 'delta') => {
+		const envoy = new FakeEnvoy(protocol);
+		const {DeltaAggregatedResources, StreamAggregatedResources} = relay.service.implementation as Record<string, (call: unknown) => void>;
+		(protocol === 'delta' ? DeltaAggregatedResources! : StreamAggregatedResources!)(envoy.call);
+		return envoy;
+	};
+	return {upstream, clock, readiness, relay, connect};
+}
+
+test('relay › asks for clusters and listeners before any Envoy is there, naming the node once', async t => {
+	const {relay, upstream} = setUp();
+	relay.begin();
+	const stream = await upstream.stream(1);
+	await until('both requests', () => stream.requests.length === 2);
+	t.deepEqual(
+		stream.requests.map(({typeUrl: url, node}) => [url, node !== undefined]),
+		[
+			[cds, true],
+			[lds, false],
+		],
+	);
+	await relay.stop();
+});
+
+test('relay › passes resources on byte for byte and acknowledges only what Envoy has taken', async t => {
+	const {upstream, connect, relay, readiness} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	const sent = resource(cds, 'a', 'payload');
+	const nonce = stream.send(cds, [sent]);
+	const response = await envoy.response(cds, 1);
+	t.deepEqual(response.resources[0], {name: 'a', any: sent[1]});
+	await settle();
+	t.is(stream.requests.find(request => request.nonce === nonce), undefined);
+	envoy.answer(response);
+	const ack = await stream.answerTo(nonce);
+	t.is(ack.error, undefined);
+	t.deepEqual(ack.subscribe, [], 'an acknowledgement that changes the subscription confuses istiod');
+	t.false(readiness.isReady);
+	stream.send(lds, []);
+	await until('the gate', () => readiness.isReady);
+	await relay.stop();
+});
+
+test('relay › carries Envoy’s refusal to the control plane, with its words, and shows it in status', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(lds);
+	const stream = await upstream.stream(1);
+	const nonce = stream.send(lds, [resource(lds, 'bad')]);
+	envoy.answer(await envoy.response(lds, 1), {code: 13, message: 'no such filter'});
+	t.deepEqual((await stream.answerTo(nonce)).error, {code: 13, message: 'no such filter'});
+	t.is(relay.status().rejections[0]?.message, 'no such filter');
+	stream.send(lds, [resource(lds, 'bad', 'mended')]);
+	envoy.answer(await envoy.response(lds, 2));
+	await until('the rejection to go', () => relay.status().rejections.length === 0);
+	await relay.stop();
+});
+
+test('relay › answers for Envoy when nothing has changed for it', async t => {
+	const {upstream, connect, relay, clock} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const first = await upstream.stream(1);
+	first.send(cds, [resource(cds, 'a'), resource(cds, 'b')]);
+	envoy.answer(await envoy.response(cds, 1));
+	first.fail(new AgentError('control_plane.unreachable', 'gone'));
+	await until('the wait', () => relay.status().upstream.state === 'waiting');
+	await clock.advance(1000);
+	const second = await upstream.stream(2);
+	const nonce = second.send(cds, [resource(cds, 'a'), resource(cds, 'b')]);
+	await second.answerTo(nonce);
+	t.is(envoy.of(cds).length, 1);
+	await relay.stop();
+});
+
+test('relay › removes what the control plane no longer has after a reconnect', async t => {
+	const {upstream, connect, relay, clock} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const first = await upstream.stream(1);
+	first.send(cds, [resource(cds, 'a'), resource(cds, 'b')]);
+	envoy.answer(await envoy.response(cds, 1));
+	first.fail(new AgentError('control_plane.unreachable', 'gone'));
+	await until('the wait', () => relay.status().upstream.state === 'waiting');
+	await clock.advance(1000);
+	(await upstream.stream(2)).send(cds, [resource(cds, 'b')]);
+	const response = await envoy.response(cds, 2);
+	t.deepEqual(response.removed, ['a']);
+	t.deepEqual(response.resources, []);
+	await relay.stop();
+});
+
+test('relay › says nothing to an Envoy that outlived the agent until it knows everything, and then only the difference', async t => {
+	const before = setUp();
+	const old = before.connect();
+	old.ask(cds);
+	(await before.upstream.stream(1)).send(cds, [resource(cds, 'kept'), resource(cds, 'changed'), resource(cds, 'dropped')]);
+	await old.response(cds, 1);
+	await before.relay.stop();
+	// The versions an Envoy would come back with; read from the wire, since they are not shown elsewhere.
+	const versions = await versionsSent(['kept', 'changed', 'dropped']);
+
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds, [], versions);
+	await settle();
+	t.is(envoy.responses.length, 0, 'an empty agent must not tell Envoy to remove anything');
+	(await upstream.stream(1)).send(cds, [resource(cds, 'kept'), resource(cds, 'changed', 'new content'), resource(cds, 'new')]);
+	const response = await envoy.response(cds, 1);
+	t.deepEqual(response.resources.map(({name}) => name).sort(), ['changed', 'new']);
+	t.deepEqual(response.removed, ['dropped']);
+	await relay.stop();
+});
+
+/** What a fresh relay calls these resources. */
+async function versionsSent(names: readonly string[]): Promise<Record<string, string>> {
+	const {CachedResource} = await import('../../../src/relay/cache.ts');
+	const plain = {profile: '', rewrite: (_url: string, _name: string, any: Buffer) => any};
+	return Object.fromEntries(names.map(name => [name, new CachedResource(name, anyOf(cds, name, name)).versionFor(plain)]));
+}
+
+test('relay › does not take endpoints from a returning Envoy that it has not fetched yet', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds, [], {c: 'v'});
+	envoy.ask(eds, ['c'], {c: 'old'});
+	const stream = await upstream.stream(1);
+	await settle();
+	t.is(envoy.responses.length, 0);
+	stream.send(cds, [edsCluster('c', '1')]);
+	stream.send(eds, [resource(eds, 'c', 'addresses')]);
+	const response = await envoy.response(eds, 1);
+	t.deepEqual(response.removed, []);
+	t.is(response.resources[0]?.name, 'c');
+	await relay.stop();
+});
+
+test('relay › asks for endpoints as soon as their cluster is known, and drops them with it', async t => {
+	const {upstream, relay} = setUp();
+	relay.begin();
+	const stream = await upstream.stream(1);
+	stream.send(cds, [edsCluster('a', '1'), edsCluster('b', '1'), resource(cds, 'static')]);
+	const request = await until('the EDS request', () => stream.of(eds)[0]);
+	t.deepEqual([...request.subscribe].sort(), ['a', 'b']);
+	stream.send(cds, [], ['b']);
+	const dropped = await until('the unsubscription', () => stream.of(eds).find(({unsubscribe}) => unsubscribe.length > 0));
+	t.deepEqual(dropped.unsubscribe, ['b']);
+	await relay.stop();
+});
+
+test('relay › resends the endpoints of a changed cluster, so that it does not warm for 15 seconds', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [edsCluster('c', '1')]);
+	envoy.answer(await envoy.response(cds, 1));
+	envoy.ask(eds, ['c']);
+	stream.send(eds, [resource(eds, 'c', 'addresses')]);
+	envoy.answer(await envoy.response(eds, 1));
+	stream.send(cds, [edsCluster('c', '2')]);
+	await envoy.response(cds, 2);
+	const again = await envoy.response(eds, 2);
+	t.is(again.resources[0]?.name, 'c');
+	await relay.stop();
+});
+
+test('relay › has one answer of a type under way at a time and sends later changes together', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'a', '1')]);
+	const first = await envoy.response(cds, 1);
+	for (let i = 2; i <= 50; i++) stream.send(cds, [resource(cds, 'a', String(i))]);
+	const last = stream.send(cds, [resource(cds, 'b')]);
+	await settle();
+	t.is(envoy.of(cds).length, 1);
+	envoy.answer(first);
+	const second = await envoy.response(cds, 2);
+	t.deepEqual(second.resources.map(({name}) => name).sort(), ['a', 'b']);
+	t.true(second.resources.some(({any}) => contentOf(any).includes('50')));
+	envoy.answer(second);
+	await stream.answerTo(last);
+	await relay.stop();
+});
+
+test('relay › sends listeners after the clusters they may name', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	envoy.ask(lds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'a')]);
+	stream.send(lds, []);
+	const first = await envoy.response(cds, 1);
+	envoy.answer(await envoy.response(lds, 1));
+	// The first clusters are not acknowledged yet, so the second must wait, and with them the listener.
+	stream.send(cds, [resource(cds, 'b')]);
+	stream.send(lds, [resource(lds, 'l')]);
+	await settle();
+	t.is(envoy.of(lds).length, 1);
+	envoy.answer(first);
+	await envoy.response(lds, 2);
+	t.is(envoy.of(cds).length, 2);
+	await relay.stop();
+});
+
+test('relay › ignores an acknowledgement of an older answer', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	const nonce = stream.send(cds, [resource(cds, 'a')]);
+	const response = await envoy.response(cds, 1);
+	envoy.answer({...response, nonce: 'from another time'});
+	await settle();
+	t.false(stream.requests.some(request => request.nonce === nonce));
+	await relay.stop();
+});
+
+test('relay › answers an Envoy that has nothing to be told, since it waits for the first answer', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	envoy.ask(lds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, []);
+	stream.send(lds, []);
+	t.deepEqual((await envoy.response(cds, 1)).resources, []);
+	t.deepEqual((await envoy.response(lds, 1)).resources, []);
+	await relay.stop();
+});
+
+test('relay › speaks state of the world to an Envoy that does, clusters always whole', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect('sotw');
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'a'), resource(cds, 'b')]);
+	const first = await envoy.response(cds, 1);
+	t.deepEqual(first.resources.map(({name}) => name).sort(), ['a', 'b']);
+	envoy.answer(first);
+	const nonce = stream.send(cds, [resource(cds, 'c')], ['a']);
+	const second = await envoy.response(cds, 2);
+	t.deepEqual(second.resources.map(({name}) => name).sort(), ['b', 'c']);
+	envoy.answer(second, {code: 13, message: 'no'});
+	t.is((await stream.answerTo(nonce)).error?.message, 'no');
+	await relay.stop();
+});
+
+test('relay › falls back to state of the world when the control plane has no delta', async t => {
+	const {upstream, relay, clock} = setUp();
+	upstream.refuse = protocol => (protocol === 'delta' ? new AgentError('control_plane.unsupported', 'no delta here') : undefined);
+	relay.begin();
+	await until('the refusal', () => relay.status().upstream.state === 'waiting');
+	await clock.advance(1000);
+	const stream = await upstream.stream(1);
+	t.is(stream.protocol, 'sotw');
+	const nonce = stream.send(cds, [resource(cds, 'a')]);
+	const ack = await stream.answerTo(nonce);
+	t.is(ack.version, `v-${nonce}`);
+	await relay.stop();
+});
+
+test('relay › keeps Envoy’s own subscriptions over a reconnect and never repeats one that is known', async t => {
+	const {upstream, connect, relay, clock} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	envoy.ask(rds, ['80', '443']);
+	const first = await upstream.stream(1);
+	await until('the route request', () => first.of(rds).length === 1);
+	envoy.forget(rds, ['443']);
+	await until('the unsubscription', () => first.of(rds).some(({unsubscribe}) => unsubscribe.includes('443')));
+	first.fail(new AgentError('control_plane.unreachable', 'gone'));
+	await until('the wait', () => relay.status().upstream.state === 'waiting');
+	await clock.advance(1000);
+	const second = await upstream.stream(2);
+	const request = await until('the route request', () => second.of(rds)[0]);
+	t.deepEqual(request.subscribe, ['80']);
+	await relay.stop();
+});
+
+test('relay › takes in the name table itself and refuses one it cannot read', async t => {
+	const tables: Buffer[] = [];
+	const config = {protocol: 'delta', isNameTableWanted: true, isProxyConfigWanted: false, removeUnknownExtensions: 'never', socketPath: ''} as const;
+	const {upstream, relay} = setUp({
+		config,
+		onNameTable: table => {
+			if (table.includes('bad')) throw new Error('not a table');
+			tables.push(Buffer.from(table));
+		},
+	});
+	relay.begin();
+	const stream = await upstream.stream(1);
+	const good = stream.send(nds, [['', anyOf(nds, 'x', 'good')]]);
+	t.is((await stream.answerTo(good)).error, undefined);
+	const bad = stream.send(nds, [['', anyOf(nds, 'x', 'bad')]]);
+	t.regex((await stream.answerTo(bad)).error?.message ?? '', /not a table/);
+	t.is(tables.length, 1);
+	await relay.stop();
+});
+
+test('relay › sends the health report after the listeners are asked for, and again on each new stream', async t => {
+	const {upstream, relay, clock} = setUp();
+	relay.setHealth({isHealthy: false, message: 'port closed'});
+	relay.begin();
+	const first = await upstream.stream(1);
+	const report = await until('the report', () => first.of(typeUrl.health)[0]);
+	t.is(report.error?.message, 'port closed');
+	const types = first.requests.map(({typeUrl: url}) => url);
+	t.true(types.indexOf(typeUrl.health) > types.indexOf(lds));
+	first.fail(new AgentError('control_plane.unreachable', 'gone'));
+	await until('the wait', () => relay.status().upstream.state === 'waiting');
+	await clock.advance(1000);
+	const second = await upstream.stream(2);
+	await until('the repeated report', () => second.of(typeUrl.health)[0]);
+	await relay.stop();
+});
+
+test('relay › leaves the mesh when no Envoy is there for ten seconds and returns with one', async t => {
+	const {upstream, connect, relay, clock} = setUp();
+	relay.begin();
+	const first = await upstream.stream(1);
+	await clock.advance(10_000);
+	await until('the end of the stream', () => first.isEnded);
+	await until('the idle state', () => relay.status().upstream.state === 'idle');
+	const envoy = connect();
+	envoy.ask(cds);
+	await upstream.stream(2);
+	t.is(relay.status().sessions, 1);
+	await relay.stop();
+});
+
+test('relay › tries for ever with growing waits, and at once when told that something has changed', async t => {
+	const {upstream, relay, clock} = setUp();
+	upstream.refuse = () => new AgentError('control_plane.unauthenticated', 'who are you', {hint: 'bring a token'});
+	relay.begin();
+	await until('the first refusal', () => relay.status().upstream.state === 'waiting');
+	t.is(relay.status().upstream.lastError?.hint, 'bring a token');
+	await clock.advance(400);
+	t.is(relay.status().upstream.attempts, 1, 'half of the first second has not passed yet');
+	await clock.advance(200);
+	await until('the second refusal', () => relay.status().upstream.attempts === 2);
+	upstream.refuse = undefined;
+	relay.retryNow();
+	await upstream.stream(1);
+	await relay.stop();
+	t.pass();
+});
+
+test('relay › gives up on a control plane that takes the stream and says nothing', async t => {
+	const {upstream, relay, clock} = setUp();
+	relay.begin();
+	await upstream.stream(1);
+	await until('the request', () => upstream.streams[0]!.requests.length > 0);
+	// The data plane's own patience is shorter, so an Envoy must be there for this one to count.
+	relay.begin();
+	await clock.advance(9_000);
+	relay.begin();
+	await clock.advance(9_000);
+	relay.begin();
+	await clock.advance(9_000);
+	relay.begin();
+	await clock.advance(4_000);
+	await until('the failure', () => relay.status().upstream.lastError);
+	t.regex(relay.status().upstream.lastError!.message, /no answer for 30 s/);
+	await relay.stop();
+});
