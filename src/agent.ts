@@ -33,11 +33,24 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 
 	try {
 		const status = await parts.start('status', () =>
-			startStatusServer({config: config.status, readiness, metrics, log: logOf('status'), version}),
+			startStatusServer({
+				...base,
+				config: config.status,
+				readiness,
+				log: logOf('status'),
+				version,
+				isStopping: () => signal.aborted,
+			}),
 		);
-		if (config.isNotifyEnabled) {
-			await parts.start('notify', () => startSystemdNotifier({env: process.env, readiness, clock, log: logOf('notify')}));
-		}
+		const notifier = await parts.start('notify', () =>
+			startSystemdNotifier({
+				env: config.isNotifyEnabled ? process.env : {},
+				readiness,
+				clock,
+				log: logOf('notify'),
+				statusText: () => summarize(readiness),
+			}),
+		);
 
 		// The control plane shows the certificate that identity got from the control plane; the first time there is none.
 		let identity: Identity | undefined;
@@ -112,7 +125,7 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 			),
 		);
 		status.add('proxy', proxy.status);
-		status.setEnvoyScrape(proxy.scrape);
+		status.setEnvoyScrape(async () => ({body: Buffer.from(await proxy.scrape()), contentType: 'text/plain; version=0.0.4'}));
 		status.addCommand('drain', proxy.drain);
 
 		// Last in, first out: an orderly stop leaves the mesh before Envoy drains.
@@ -132,7 +145,14 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 
 		await parts.untilEnd(signal);
 		log.info('stopping');
+		await notifier.announceStop();
 	} finally {
 		await parts.stop();
 	}
+}
+
+/** One line for `systemctl status`: ready, or what is missing first. */
+function summarize(readiness: Readiness): string {
+	const closed = readiness.states().filter(({isOpen}) => !isOpen);
+	return closed.length === 0 ? 'ready' : `waiting for ${closed.map(({name}) => name).join(', ')}: ${closed[0]!.reason}`;
 }

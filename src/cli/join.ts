@@ -7,7 +7,7 @@ import {checkConfig, diskReader} from '../config/index.ts';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
 import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
 import {createLogger} from '../log.ts';
-import {postCommand} from '../status/index.ts';
+import {sendCommand} from '../status/index.ts';
 import type {Command, Flags} from './index.ts';
 import {loadFrom} from './load.ts';
 
@@ -31,7 +31,7 @@ export const joinCommand: Command = {
 		if (installOnly) return 0;
 
 		const loaded = await loadFrom({...flags, bundle: target});
-		const running = await postCommand(loaded.config.status.controlSocketPath, 'retry').then(
+		const running = await sendCommand(loaded.config.status.controlSocketPath, 'retry').then(
 			() => true,
 			() => false,
 		);
