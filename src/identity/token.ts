@@ -1,6 +1,6 @@
-import {constants, type FileHandle, open} from 'node:fs/promises';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
 import {Secret} from '../log.ts';
+import {readSmallFile} from './small-file.ts';
 
 export interface BootstrapToken {
 	readonly token: Secret;
@@ -34,7 +34,7 @@ const remedy =
  * @throws AgentError identity.token_missing, token_empty, token_malformed (not a JWT, binary, over 64 KiB), token_expired
  */
 export async function readBootstrapToken(path: string, {audience, now}: TokenExpectation): Promise<BootstrapToken> {
-	const text = (await readLimited(path)).trim();
+	const text = (await readText(path)).trim();
 	if (text === '') {
 		throw new AgentError('identity.token_empty', `read token ${path}: the file is empty`, {hint: remedy});
 	}
@@ -69,25 +69,13 @@ function audienceProblems(path: string, audience: string, audiences: readonly st
 	];
 }
 
-async function readLimited(path: string): Promise<string> {
-	let file: FileHandle | undefined;
+async function readText(path: string): Promise<string> {
 	try {
-		// Without O_NONBLOCK, opening a FIFO somebody put there would never return.
-		file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-		const stat = await file.stat();
-		if (!stat.isFile()) throw malformed(path, 'it is not a regular file');
-		const buffer = Buffer.alloc(maxTokenBytes + 1);
-		let length = 0;
-		for (;;) {
-			const {bytesRead} = await file.read(buffer, length, buffer.length - length);
-			if (bytesRead === 0) break;
-			length += bytesRead;
-			if (length > maxTokenBytes) throw malformed(path, `it is larger than ${maxTokenBytes} bytes`);
-		}
-		return buffer.toString('latin1', 0, length);
+		return (await readSmallFile(path, maxTokenBytes)).toString('latin1');
 	} catch (error) {
-		if (error instanceof AgentError) throw error;
-		const isAbsent = systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR';
+		const code = systemCode(error);
+		if (code === undefined) throw malformed(path, reasonOf(error));
+		const isAbsent = code === 'ENOENT' || code === 'ENOTDIR';
 		throw new AgentError(
 			'identity.token_missing',
 			`read token ${path}: ${isAbsent ? 'no such file' : reasonOf(error)}`,
@@ -96,8 +84,6 @@ async function readLimited(path: string): Promise<string> {
 				hint: isAbsent ? remedy : `make ${path} readable for the user the agent runs as`,
 			},
 		);
-	} finally {
-		await file?.close();
 	}
 }
 
