@@ -43,6 +43,8 @@ export type ErrorCode =
 	| 'proxy.state_unusable'
 	// status
 	| 'status.port_in_use'
+	| 'status.listen_failed'
+	| 'status.command_failed'
 	| 'status.unreachable'
 	// cli
 	| 'cli.usage'
