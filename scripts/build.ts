@@ -7,7 +7,7 @@ await build({
 	outfile: 'dist/onramp.cjs',
 	bundle: true,
 	platform: 'node',
-	target: 'node20',
+	target: 'node24',
 	format: 'cjs',
 	minifySyntax: true,
 	minifyWhitespace: true,

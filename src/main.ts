@@ -11,6 +11,13 @@ function report(error: unknown): void {
 	}
 }
 
+/** The release the packages bring and the tests run on; older ones lack what certificates are checked with. */
+const oldestNode = 24;
+if (Number.parseInt(process.versions.node, 10) < oldestNode) {
+	process.stderr.write(`onramp: needs Node ${oldestNode} or later, this is ${process.version}\n  → in a checkout, npx onramp uses the right one\n`);
+	process.exit(78);
+}
+
 const shutdown = new AbortController();
 for (const name of ['SIGTERM', 'SIGINT'] as const) {
 	process.on(name, () => {
