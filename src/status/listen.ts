@@ -54,13 +54,13 @@ export async function listenOnSocket(server: Server, path: string): Promise<void
 async function listenOwn(server: Server, path: string): Promise<void> {
 	// The socket is made inside listen(), before it returns, and must never be wider than this, not even briefly.
 	const umask = process.umask(0o117);
+	let listening: Promise<void>;
 	try {
-		const listening = listen(server, {path});
-		process.umask(umask);
-		await listening;
+		listening = listen(server, {path});
 	} finally {
 		process.umask(umask);
 	}
+	await listening;
 }
 
 /**

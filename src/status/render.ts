@@ -86,7 +86,9 @@ export function renderDuration(ms: number): string {
 
 /** `expiresAt` -> `expires at`. Names may be keys from the network too. */
 function words(name: string): string {
-	return printable(name).replace(/([a-z0-9])([A-Z])/g, '$1 $2').replace(/[A-Z][a-z]/g, head => head.toLowerCase());
+	return printable(name)
+		.replace(/([a-z0-9])([A-Z])/g, '$1 $2')
+		.replace(/[A-Z][a-z]/g, head => head.toLowerCase());
 }
 
 /** What comes from the network must not move the cursor of whoever reads it. */

@@ -58,7 +58,10 @@ test('status text › says READY when all is well and shows no hint of an open g
 });
 
 test('status text › lets nothing through that moves a terminal, neither in values nor in names', t => {
-	const text = renderStatus({...report, parts: {x: {a: '\x1b]0;title\x07', b: [{c: '\r\n'}], d: '\x9b2J', '\x1b[2J': 1}}});
+	const text = renderStatus({
+		...report,
+		parts: {x: {a: '\x1b]0;title\x07', b: [{c: '\r\n'}], d: '\x9b2J', '\x1b[2J': 1}},
+	});
 	t.regex(text, /^[\x20-\x7e\n]*$/);
 });
 

@@ -287,3 +287,29 @@ test('status › survives what is not HTTP', async t => {
 	await new Promise(resolve => socket.on('close', resolve).resume());
 	t.is((await get('/livez')).status, 200);
 });
+
+test('status › turns away a fifth scrape at once instead of holding five pages in memory', async t => {
+	const {server, get} = await start(t);
+	const release: (() => void)[] = [];
+	server.setEnvoyScrape(async () => {
+		await new Promise<void>(resolve => release.push(resolve));
+		return {body: Buffer.from('envoy 1\n'), contentType: 'text/plain'};
+	});
+	const held = Array.from({length: 4}, () => get('/metrics'));
+	while (release.length < 4) await new Promise(resolve => setImmediate(resolve));
+	t.is((await get('/metrics')).status, 503);
+	t.is((await get('/livez')).status, 200);
+	for (const resolve of release) resolve();
+	for (const {status, body} of await Promise.all(held)) {
+		t.is(status, 200);
+		t.regex(body, /onramp_process_resident_memory_bytes \d+\n/);
+		t.regex(body, /onramp_build_info\{version="1\.2\.3",node="v[\d.]+"\} 1\n/);
+		t.regex(body, /envoy 1\n$/);
+	}
+});
+
+test('status › leaves Envoy out when its metrics are not to be merged', async t => {
+	const {server, get} = await start(t, {config: {isEnvoyMerged: false}});
+	server.setEnvoyScrape(async () => ({body: Buffer.from('envoy 1\n'), contentType: 'text/plain'}));
+	t.notRegex((await get('/stats/prometheus')).body, /envoy 1/);
+});
