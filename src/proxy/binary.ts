@@ -64,11 +64,6 @@ export function checkVersion(path: string, version: string): void {
 	});
 }
 
-/** `envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL` → `1.40.0`; '' when it says something else. */
-export function parseVersion(output: string): string {
-	return /version: [^/\s]*\/([^/\s]+)\//.exec(output)?.[1] ?? '';
-}
-
 function unusable(path: string, why: string, options: {cause?: unknown; hint?: string}): AgentError {
 	return new AgentError('proxy.binary_unusable', `start envoy: cannot run ${path}: ${why}`, options);
 }

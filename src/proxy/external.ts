@@ -1,7 +1,7 @@
 import type {Clock, Gate} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {AdminClient} from './admin.ts';
-import {monitorEnvoy} from './monitor.ts';
+import {monitorEnvoy, type Verdict} from './monitor.ts';
 import type {ProxyState} from './types.ts';
 
 export interface ExternalDeps {
@@ -33,21 +33,21 @@ export class ExternalWatch {
 	async run(): Promise<void> {
 		const {gate, clock, log} = this.#deps;
 		gate.close('waits for envoy, which another supervisor starts');
-		const onVerdict: Parameters<typeof monitorEnvoy>[0]['onVerdict'] = verdict => {
+		const onVerdict = (verdict: Verdict) => {
 			if (this.#state === 'draining') return;
 			if (!verdict.isReady) {
 				this.#enter('starting');
 				gate.close(verdict.reason, verdict.hint ?? 'is it running? systemctl status onramp-envoy');
 				return;
 			}
-			if (this.#state !== 'running') {
-				this.#version = undefined;
-				void this.#readVersion().then(() => log.info({version: this.#version}, 'envoy ready'));
-			}
+			if (this.#state !== 'running') log.info({version: this.#version}, 'envoy ready');
 			this.#enter('running');
 			gate.open('envoy serves');
 		};
-		await monitorEnvoy({admin: this.admin, clock, onVerdict}, this.#stopping.signal);
+		const onVersion = (version: string) => {
+			this.#version = version;
+		};
+		await monitorEnvoy({admin: this.admin, clock, onVersion, onVerdict}, this.#stopping.signal);
 	}
 
 	noteDraining(): void {
@@ -58,13 +58,6 @@ export class ExternalWatch {
 	stop(): void {
 		this.#stopping.abort();
 		this.#enter('stopped');
-	}
-
-	async #readVersion(): Promise<void> {
-		this.#version = await this.admin.serverInfo().then(
-			info => info.version,
-			() => undefined, // Shown only; gone again already.
-		);
 	}
 
 	#enter(state: ProxyState): void {

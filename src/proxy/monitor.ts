@@ -7,8 +7,10 @@ export type Verdict =
 	| {readonly isReady: false; readonly reason: string; readonly hint?: string | undefined};
 
 export interface MonitorDeps {
-	readonly admin: Pick<AdminClient, 'ready' | 'stats' | 'get'>;
+	readonly admin: Pick<AdminClient, 'serverInfo' | 'stats' | 'get'>;
 	readonly clock: Clock;
+	/** Called with each answer, before the verdict. What it throws ends the watch. */
+	onVersion(version: string): void;
 	/** Called with each look that says something new. */
 	onVerdict(verdict: Verdict): void;
 	/** Called after each look, for what is to be done about once a second. */
@@ -36,19 +38,17 @@ const updatesFilter =
  * time-out: LIVE alone also follows when the control plane never answered. The answer is live, not sticky: an Envoy
  * that hangs later closes the gate again.
  */
-export async function monitorEnvoy({admin, clock, onVerdict, onTick}: MonitorDeps, signal: AbortSignal): Promise<void> {
+export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Promise<void> {
+	const {admin, clock, onVersion, onVerdict, onTick} = deps;
 	const startedMs = clock.monotonicMs();
 	let explainedMs = startedMs;
 	let wasConfigured = false;
 	let wasReady = false;
 	while (!signal.aborted) {
-		let state: string;
-		try {
-			state = await admin.ready();
-		} catch (error) {
-			state = `no answer (${reasonOf(error)})`;
-		}
+		const info = await admin.serverInfo().catch((error: unknown) => reasonOf(error));
 		if (signal.aborted) return;
+		const state = typeof info === 'string' ? `no answer (${info})` : info.state;
+		if (typeof info !== 'string') onVersion(info.version);
 		if (state === 'LIVE') wasConfigured ||= await isConfigured(admin);
 		const nowMs = clock.monotonicMs();
 		if (state === 'LIVE' && wasConfigured) {

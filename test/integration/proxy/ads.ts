@@ -69,14 +69,14 @@ function render(type: string, resources: Readonly<Record<string, Buffer>>, nonce
 }
 
 /**
- * A listener that ends TLS with the secret `default` over SDS from `sds-grpc`, as istiod asks for it, and answers with
- * one text. Encoded by hand; field numbers from envoy/config/listener/v3 and extensions/transport_sockets/tls/v3.
+ * A listener that ends TLS with the secret `default` over SDS from `sds-grpc`, as istiod asks for it, and sends
+ * back what it is sent. Encoded by hand; field numbers from envoy/config/listener/v3 and extensions/transport_sockets/tls/v3.
  */
-export function tlsListener(name: string, port: number, text: string): Buffer {
+export function tlsListener(name: string, port: number): Buffer {
 	const any = (url: string, value: FieldWriter) => (writer: FieldWriter) =>
 		writer.string(1, `type.googleapis.com/${url}`).bytes(2, value.finish());
 	const sdsConfig = new FieldWriter()
-		.message(8, source =>
+		.message(2, source =>
 			source
 				.uint(1, 2) // api_type GRPC
 				.uint(8, 2) // transport_api_version V3
@@ -88,7 +88,6 @@ export function tlsListener(name: string, port: number, text: string): Buffer {
 	const tls = new FieldWriter().message(1, common =>
 		common.message(6, secret => secret.string(1, 'default').append(2, sdsConfig)),
 	);
-	const direct = new FieldWriter().message(1, source => source.string(3, text));
 	return new FieldWriter()
 		.string(1, name)
 		.message(2, address => address.message(1, socket => socket.string(2, '127.0.0.1').uint(3, port)))
@@ -96,8 +95,8 @@ export function tlsListener(name: string, port: number, text: string): Buffer {
 			chain
 				.message(3, filter =>
 					filter
-						.string(1, 'envoy.filters.network.direct_response')
-						.message(4, any('envoy.extensions.filters.network.direct_response.v3.Config', direct)),
+						.string(1, 'envoy.filters.network.echo')
+						.message(4, any('envoy.extensions.filters.network.echo.v3.Echo', new FieldWriter())),
 				)
 				.message(6, socket =>
 					socket
