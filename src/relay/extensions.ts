@@ -34,23 +34,31 @@ export interface KnownExtensions {
  * @throws WireError
  */
 export function parseNodeExtensions(node: Buffer): KnownExtensions | undefined {
-	const types = new Set<string>();
-	const names = new Set<string>();
+	const types: ByCategory = new Map();
+	const names: ByCategory = new Map();
 	const field = new FieldReader(node);
 	while (field.next()) {
 		if (field.number === 9) readExtension(field.message(), types, names);
 	}
 	if (names.size === 0) return undefined;
-	const all = [...types, '', ...names].sort().join('\n');
 	return {
-		hasType: (category, type) => types.has(`${category} ${type}`),
-		hasName: (category, name) => names.has(`${category} ${name}`),
-		fingerprint: createHash('sha256').update(all).digest('hex').slice(0, 12),
+		hasType: (category, type) => types.get(category)?.has(type) ?? false,
+		hasName: (category, name) => names.get(category)?.has(name) ?? false,
+		fingerprint: fingerprintOf(types, names),
 	};
 }
 
+type ByCategory = Map<string, Set<string>>;
+
+function fingerprintOf(...lists: readonly ByCategory[]): string {
+	const lines = lists.flatMap((list, index) =>
+		[...list].flatMap(([category, entries]) => [...entries].map(entry => `${index} ${category} ${entry}`)),
+	);
+	return createHash('sha256').update(lines.sort().join('\n')).digest('hex').slice(0, 12);
+}
+
 /** Extension: name 1, category 2, disabled 5, type_urls 6 (bare message names). */
-function readExtension(field: FieldReader, types: Set<string>, names: Set<string>): void {
+function readExtension(field: FieldReader, types: ByCategory, names: ByCategory): void {
 	let name = '';
 	let category = '';
 	let isDisabled = false;
@@ -62,8 +70,14 @@ function readExtension(field: FieldReader, types: Set<string>, names: Set<string
 		else if (field.number === 6) urls.push(messageName(field.string()));
 	}
 	if (isDisabled || !wanted.has(category)) return;
-	names.add(`${category} ${name}`);
-	for (const url of urls) types.add(`${category} ${url}`);
+	add(names, category, name);
+	for (const url of urls) add(types, category, url);
+}
+
+function add(list: ByCategory, category: string, entry: string): void {
+	const entries = list.get(category);
+	if (entries) entries.add(entry);
+	else list.set(category, new Set([entry]));
 }
 
 /** `type.googleapis.com/a.b.C` or `a.b.C` → `a.b.C`. */

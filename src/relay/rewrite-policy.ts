@@ -68,13 +68,15 @@ export function createPolicy(known: KnownExtensions | undefined): Policy {
 		known === undefined ||
 		(known.hasType(category.http, setFilterStateType) &&
 			known.hasName(category.filterState, 'envoy.network.application_protocols'));
-	const lostByType = new Map(istioOnly.filter(isUnknown).map(row => [`${row.category} ${row.type}`, row.lost]));
-	const isAlpnRepaired = repaired && lostByType.has(`${category.http} ${alpnFilterType}`);
-	if (isAlpnRepaired)
-		lostByType.set(`${category.http} ${alpnFilterType}`, 'nothing: a stock filter sets the protocol instead');
+	const unknownRows = istioOnly.filter(isUnknown);
+	const lostByType = new Map<Category, Map<string, string>>(Object.values(category).map(name => [name, new Map()]));
+	for (const row of unknownRows) lostByType.get(row.category)!.set(row.type, row.lost);
+	const httpRows = lostByType.get(category.http)!;
+	const isAlpnRepaired = repaired && httpRows.has(alpnFilterType);
+	if (isAlpnRepaired) httpRows.set(alpnFilterType, 'nothing: a stock filter sets the protocol instead');
 
 	const lookUp = (category: Category, type: string, isOptional: boolean): string | undefined => {
-		const lost = lostByType.get(`${category} ${type}`);
+		const lost = lostByType.get(category)!.get(type);
 		if (lost !== undefined || known === undefined) return lost;
 		if (known.hasType(category, type)) return undefined;
 		if (isOptional) return 'what this optional filter does';
@@ -91,7 +93,7 @@ export function createPolicy(known: KnownExtensions | undefined): Policy {
 			!known.hasName(category.filterState, 'istio.hashable_string') &&
 			known.hasName(category.filterState, 'envoy.hashable_string'),
 		// An Envoy that has all rows is Istio's own: nothing istiod sends is foreign to it.
-		profile: lostByType.size === 0 ? '' : profileOf(known),
+		profile: unknownRows.length === 0 ? '' : profileOf(known),
 	};
 }
 
