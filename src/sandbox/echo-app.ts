@@ -1,0 +1,47 @@
+import {createServer} from 'node:http';
+import type {AddressInfo} from 'node:net';
+import {never, type Running} from '../lifecycle/index.ts';
+
+/** What the echo application saw of one request. */
+export interface Echo {
+	readonly app: string;
+	readonly path: string;
+	/** From Envoy's `x-forwarded-client-cert`: who called, and as whom they were received. Empty over plaintext. */
+	readonly callerId: string;
+	readonly ownId: string;
+	/** Hash of the caller's certificate; changes when it rotates. */
+	readonly callerHash: string;
+}
+
+export interface EchoApp extends Running {
+	readonly port: number;
+}
+
+/** A plain HTTP application on 127.0.0.1 that answers with what it saw. It knows nothing of meshes. */
+export async function startEchoApp(name: string): Promise<EchoApp> {
+	const server = createServer((request, response) => {
+		const certificate = String(request.headers['x-forwarded-client-cert'] ?? '');
+		const echo: Echo = {
+			app: name,
+			path: request.url ?? '',
+			callerId: /URI=([^;,]+)/.exec(certificate)?.[1] ?? '',
+			ownId: /By=([^;,]+)/.exec(certificate)?.[1] ?? '',
+			callerHash: /Hash=([^;,]+)/.exec(certificate)?.[1] ?? '',
+		};
+		response.writeHead(200, {'content-type': 'application/json'});
+		response.end(JSON.stringify(echo));
+	});
+	await new Promise<void>((resolve, reject) => {
+		server.once('error', reject);
+		server.listen(0, '127.0.0.1', resolve);
+	});
+	return {
+		port: (server.address() as AddressInfo).port,
+		finished: never,
+		stop: () =>
+			new Promise(resolve => {
+				server.close(() => resolve());
+				server.closeAllConnections();
+			}),
+	};
+}

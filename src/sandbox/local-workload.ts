@@ -1,0 +1,184 @@
+import {type ChildProcess, spawn} from 'node:child_process';
+import {openSync, readFileSync} from 'node:fs';
+import {mkdir, writeFile} from 'node:fs/promises';
+import {createServer} from 'node:net';
+import {join} from 'node:path';
+import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
+
+/** Free TCP ports of 127.0.0.1, all different. Somebody may take one before it is used; tests live with that. */
+export async function freePorts(count: number): Promise<number[]> {
+	const servers = await Promise.all(
+		Array.from({length: count}, async () => {
+			const server = createServer();
+			await new Promise<void>((resolve, reject) => {
+				server.once('error', reject);
+				server.listen(0, '127.0.0.1', resolve);
+			});
+			return server;
+		}),
+	);
+	const ports = servers.map(server => (server.address() as {port: number}).port);
+	await Promise.all(servers.map(server => new Promise(resolve => server.close(resolve))));
+	return ports;
+}
+
+export interface LocalWorkloadOptions {
+	readonly name: string;
+	/** Everything the workload writes is below this. */
+	readonly directory: string;
+	/** As `istioctl x workload entry configure` writes it. */
+	readonly bundle: string;
+	/** The workload's address, one of 127.0.0.0/8. */
+	readonly address: string;
+	readonly envoyPath: string;
+	/** The agent's own code: `dist/onramp.cjs`. */
+	readonly agentPath: string;
+	/** `run` (the default), or `join`, which takes the bundle to its place first. */
+	readonly command?: 'run' | 'join';
+	/** Further flags. */
+	readonly flags?: readonly string[];
+	readonly env?: Readonly<Record<string, string>>;
+}
+
+/** One agent with its Envoy, as separate processes of this machine, with ports and paths of their own. */
+export class LocalWorkload {
+	readonly options: LocalWorkloadOptions;
+	readonly ports: {readonly status: number; readonly readiness: number; readonly metrics: number};
+	readonly logPath: string;
+	#child: ChildProcess | undefined;
+	#exit: Promise<number | null> | undefined;
+
+	private constructor(options: LocalWorkloadOptions, ports: readonly number[]) {
+		this.options = options;
+		this.ports = {status: ports[0]!, readiness: ports[1]!, metrics: ports[2]!};
+		this.logPath = join(options.directory, 'agent.log');
+	}
+
+	static async create(options: LocalWorkloadOptions): Promise<LocalWorkload> {
+		await mkdir(options.directory, {recursive: true});
+		// Its own, so that a configuration of this machine does not get in.
+		await writeFile(join(options.directory, 'onramp.yaml'), '', {flag: 'a'});
+		return new LocalWorkload(options, await freePorts(3));
+	}
+
+	get runDir(): string {
+		return join(this.options.directory, 'run');
+	}
+
+	get stateDir(): string {
+		return join(this.options.directory, 'state');
+	}
+
+	get controlSocketPath(): string {
+		return join(this.runDir, 'control.sock');
+	}
+
+	get pid(): number | undefined {
+		return this.#child?.pid;
+	}
+
+	/** Exit code once the agent has ended; null after a signal. */
+	get exit(): Promise<number | null> | undefined {
+		return this.#exit;
+	}
+
+	get flags(): readonly string[] {
+		const {name, address, envoyPath, bundle, flags = [], command} = this.options;
+		return [
+			...(command === 'join' ? [bundle, '--install-to', join(this.options.directory, 'bundle')] : ['--bundle', bundle]),
+			...['--config', join(this.options.directory, 'onramp.yaml')],
+			...['--name', name, '--address', address, '--envoy', envoyPath],
+			...['--state-dir', this.stateDir, '--run-dir', this.runDir],
+			...['--status-address', '127.0.0.1', '--status-port', String(this.ports.status)],
+			...['--proxy-listen-address', '127.0.0.1', '--proxy-readiness-port', String(this.ports.readiness)],
+			...['--proxy-metrics-port', String(this.ports.metrics), '--proxy-concurrency', '1', '--notify', 'false'],
+			...flags,
+		];
+	}
+
+	start(extraFlags: readonly string[] = []): void {
+		const {agentPath, command = 'run', env = {}} = this.options;
+		const log = openSync(this.logPath, 'a');
+		this.#child = spawn(process.execPath, [agentPath, command, ...this.flags, ...extraFlags], {
+			stdio: ['ignore', log, log],
+			// Nothing of the caller's environment may configure the agent.
+			env: {PATH: process.env['PATH'] ?? '', ...env},
+		});
+		const child = this.#child;
+		this.#exit = new Promise(resolve => child.once('exit', code => resolve(code)));
+	}
+
+	status(): Promise<StatusReport> {
+		return fetchStatus(this.controlSocketPath);
+	}
+
+	command(name: string): Promise<unknown> {
+		return sendCommand(this.controlSocketPath, name);
+	}
+
+	/** @throws Error with the end of the agent's log when it is not ready in time, or has ended */
+	async untilReady(deadlineMs = 30_000): Promise<StatusReport> {
+		return this.until('ready', report => report.ready, deadlineMs);
+	}
+
+	/** Waits for the status to be as described. */
+	async until(what: string, matches: (report: StatusReport) => boolean, deadlineMs = 30_000): Promise<StatusReport> {
+		const deadline = performance.now() + deadlineMs;
+		let ended = false;
+		void this.#exit?.then(() => {
+			ended = true;
+		});
+		for (;;) {
+			const report = await this.status().catch(() => undefined);
+			if (report && matches(report)) return report;
+			if (ended || performance.now() > deadline) {
+				const why = ended ? 'the agent has ended' : `not within ${deadlineMs / 1000} s`;
+				throw new Error(
+					`${this.options.name} ${what}: ${why}\n${JSON.stringify(report?.gates)}\n${this.log().slice(-4000)}`,
+				);
+			}
+			await new Promise(resolve => setTimeout(resolve, 10));
+		}
+	}
+
+	log(): string {
+		return readFileSync(this.logPath, 'utf8');
+	}
+
+	signal(signal: NodeJS.Signals): void {
+		this.#child?.kill(signal);
+	}
+
+	/** Ends whatever is left of it, an Envoy that has outlived its agent included. */
+	async destroy(): Promise<void> {
+		this.#child?.kill('SIGKILL');
+		await this.#exit;
+		const pid = this.envoyPid();
+		if (pid === undefined) return;
+		try {
+			process.kill(pid, 'SIGKILL');
+		} catch {
+			// Gone already.
+		}
+	}
+
+	/** The Envoy on record, if that process still is one. */
+	envoyPid(): number | undefined {
+		try {
+			const {pid} = JSON.parse(readFileSync(join(this.runDir, 'envoy', 'record.json'), 'utf8')) as {pid: number};
+			return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(this.runDir) ? pid : undefined;
+		} catch {
+			return undefined;
+		}
+	}
+
+	/** Ends the agent in order, and with it its Envoy; kills it after the deadline. */
+	async stop(deadlineMs = 20_000): Promise<number | null> {
+		if (!this.#child) return null;
+		this.#child.kill('SIGTERM');
+		const timer = setTimeout(() => this.#child?.kill('SIGKILL'), deadlineMs);
+		const code = await this.#exit!;
+		clearTimeout(timer);
+		return code;
+	}
+}
