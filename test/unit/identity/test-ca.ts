@@ -75,10 +75,10 @@ export class TestCa {
 	}
 }
 
-export async function createCa(life: Life = era): Promise<TestCa> {
+export async function createCa(life: Life = era, name = `CN=root ${randomBytes(4).toString('hex')}`): Promise<TestCa> {
 	const keys = (await webcrypto.subtle.generateKey(ecdsa, true, ['sign', 'verify'])) as webcrypto.CryptoKeyPair;
 	const certificate = await x509.X509CertificateGenerator.createSelfSigned({
-		name: `CN=root ${randomBytes(4).toString('hex')}`,
+		name,
 		...life,
 		signingAlgorithm: ecdsa,
 		keys: keys as never,
