@@ -75,8 +75,8 @@ function parseCertificate(pem: string): X509Certificate | Error {
 	}
 }
 
-const isValidAt = ({validFromDate, validToDate}: X509Certificate, now: Date): boolean =>
-	validFromDate <= now && now <= validToDate;
+const isValidAt = ({validFrom, validTo}: X509Certificate, now: Date): boolean =>
+	new Date(validFrom) <= now && now <= new Date(validTo);
 
 /** Only a warning: a machine that has its certificate needs the token never again. */
 function checkToken({controlPlane, identity}: Config, reader: FileReader): Problem[] {

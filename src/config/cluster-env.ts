@@ -38,7 +38,7 @@ const active: Record<string, string> = {
 export function parseClusterEnv(text: string, findings: FileFindings): ReadonlyMap<string, Assignment> {
 	const entries = new Map<string, Assignment>();
 	const reader = new ShellReader(text);
-	while (!reader.isAtEnd) {
+	while (!reader.isAtEnd && !findings.isFull) {
 		try {
 			const assignment = reader.readAssignment();
 			if (!assignment) continue;

@@ -6,10 +6,10 @@ import {type FileFindings, show} from './problems.ts';
  * what istioctl writes when it found no ingress address.
  */
 export function parseHosts(text: string, findings: FileFindings): ReadonlyMap<string, readonly string[]> {
-	const hosts = new Map<string, string[]>();
+	const hosts = new Map<string, Set<string>>();
 	for (const [index, line] of text.split('\n').entries()) {
 		const [address, ...names] = line.replace(/#.*/, '').trim().split(/\s+/);
-		if (!address) continue;
+		if (!address || findings.isFull) continue;
 		if (isIP(address) === 0 || names.length === 0) {
 			findings.problem(
 				index + 1,
@@ -19,9 +19,10 @@ export function parseHosts(text: string, findings: FileFindings): ReadonlyMap<st
 			continue;
 		}
 		for (const name of names) {
-			const known = hosts.get(name.toLowerCase()) ?? [];
-			if (!known.includes(address)) hosts.set(name.toLowerCase(), [...known, address]);
+			const known = hosts.get(name.toLowerCase());
+			if (known) known.add(address);
+			else hosts.set(name.toLowerCase(), new Set([address]));
 		}
 	}
-	return hosts;
+	return new Map([...hosts].map(([name, addresses]) => [name, [...addresses]]));
 }

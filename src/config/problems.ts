@@ -49,7 +49,8 @@ export class Findings {
 export class FileFindings {
 	readonly path: string;
 	readonly #findings: Findings;
-	#count = 0;
+	#problems = 0;
+	#warnings = 0;
 
 	constructor(path: string, findings: Findings) {
 		this.path = path;
@@ -57,11 +58,16 @@ export class FileFindings {
 	}
 
 	problem(line: number, message: string, remedy: string): void {
-		if (++this.#count <= problemsPerFile) this.#findings.problem(this.place(line), message, remedy);
+		if (++this.#problems <= problemsPerFile) this.#findings.problem(this.place(line), message, remedy);
 	}
 
 	warn(line: number, message: string): void {
-		if (++this.#count <= problemsPerFile) this.#findings.warn(this.place(line), message);
+		if (++this.#warnings <= problemsPerFile) this.#findings.warn(this.place(line), message);
+	}
+
+	/** Whether further problems would not be listed; a parser may give up then. */
+	get isFull(): boolean {
+		return this.#problems >= problemsPerFile;
 	}
 
 	/** @param line - counted from 1; 0 means the file as a whole */

@@ -1,4 +1,4 @@
-import {accessSync, closeSync, constants, fstatSync, openSync, readSync, realpathSync, statSync} from 'node:fs';
+import {accessSync, closeSync, constants, fstatSync, openSync, readSync, statSync} from 'node:fs';
 import {systemCode} from '../errors.ts';
 
 /** What the room asks of a file system; handed in so that tests need no disk and `parseConfig` none at all. */
@@ -13,8 +13,6 @@ export interface FileReader {
 	kind(path: string): 'file' | 'directory' | 'other' | undefined;
 	/** Whether this process may do that. False when nothing is there. */
 	can(path: string, access: 'read' | 'write' | 'execute'): boolean;
-	/** The path without symbolic links, or the path itself when nothing is there. */
-	realPath(path: string): string;
 }
 
 const modes = {read: constants.R_OK, write: constants.W_OK, execute: constants.X_OK};
@@ -46,7 +44,6 @@ export const diskReader: FileReader = {
 			return false;
 		}
 	},
-	realPath: path => absentAsUndefined(() => realpathSync(path)) ?? path,
 };
 
 function readUpTo(file: number, maxBytes: number): Uint8Array {

@@ -34,7 +34,7 @@ function renderJson({config, origins, warnings}: LoadedConfig): unknown {
 	const visit = (value: unknown, path: string): unknown =>
 		isSection(path, value, origins)
 			? Object.fromEntries(Object.entries(value).map(([name, child]) => [name, visit(child, join(path, name))]))
-			: {value: redact(value, path) ?? null, origin: origins.get(path) ?? nowhere};
+			: {value: present(value, path) ?? null, origin: origins.get(path) ?? nowhere};
 	return {config: visit(config, ''), warnings};
 }
 
@@ -48,7 +48,7 @@ function renderYaml({config, origins, warnings}: LoadedConfig): string {
 				visit(child, at, `${indent}  `);
 			} else
 				lines.push(
-					`${indent}${scalar(name)}: ${scalar(redact(child, at))}  # ${renderOrigin(origins.get(at) ?? nowhere)}`,
+					`${indent}${scalar(name)}: ${scalar(present(child, at))}  # ${renderOrigin(origins.get(at) ?? nowhere)}`,
 				);
 		}
 	};
@@ -74,7 +74,9 @@ function scalar(value: unknown): string {
 	return isWord ? value : JSON.stringify(value);
 }
 
-function redact(value: unknown, path: string): unknown {
+function present(value: unknown, path: string): unknown {
+	// As it is written in the file; 384 says nothing to anyone.
+	if (path === 'identity.outputKeyMode') return `0${Number(value).toString(8)}`;
 	const map = freeMaps.find(each => path === each || path.startsWith(`${each}.`));
 	if (map === undefined) return value;
 	return redactBelow(value, path === map ? '' : path.slice(map.length + 1));

@@ -11,6 +11,11 @@ import {
 } from 'yaml';
 import {type FileFindings, show} from './problems.ts';
 
+/**
+ * A mesh.yaml with a hundred CA certificates is half as large. The parser needs a kilobyte and ten microseconds for
+ * a byte of the worst input, so the limit for other files would be too high here.
+ */
+const maxYamlBytes = 2 ** 18;
 /** No configuration of ours or Istio's is half as deep; a stack is. */
 const maxDepth = 64;
 /** Enough for a file that repeats a probe or two, too little for a bomb. */
@@ -34,11 +39,16 @@ export interface YamlFile {
  * empty or only comments.
  */
 export function openYaml(text: string, findings: FileFindings): YamlFile | undefined {
+	if (Buffer.byteLength(text) > maxYamlBytes) {
+		findings.problem(0, `is larger than ${maxYamlBytes} bytes`, 'copy the file again from where it was made');
+		return undefined;
+	}
 	const lines = new LineCounter();
 	let document: Document;
+	// uniqueKeys compares each key with each other one; `checkTree` does it in linear time.
+	const options = {lineCounter: lines, prettyErrors: false, uniqueKeys: false, logLevel: 'error'} as const;
 	try {
-		// uniqueKeys compares each key with each other one; `checkTree` does it in linear time.
-		document = parseDocument(text, {lineCounter: lines, prettyErrors: false, uniqueKeys: false, logLevel: 'silent'});
+		document = parseDocument(text, options);
 	} catch (error) {
 		if (!(error instanceof RangeError)) throw error;
 		findings.problem(0, 'is nested too deeply', 'write plain YAML');
@@ -46,9 +56,12 @@ export function openYaml(text: string, findings: FileFindings): YamlFile | undef
 	}
 	const fault = document.errors[0];
 	if (fault) {
+		// The parser has met the end of the stack by itself.
+		const what =
+			fault.code === 'RESOURCE_EXHAUSTION' ? 'is nested too deeply' : `is not YAML: ${firstLine(fault.message)}`;
 		findings.problem(
-			lines.linePos(fault.pos[0]).line,
-			`is not YAML: ${firstLine(fault.message)}`,
+			lines.linePos(fault.pos[0]).line || 1,
+			what,
 			'mend that line; if the file is cut short, copy it again',
 		);
 		return undefined;

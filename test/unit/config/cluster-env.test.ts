@@ -58,7 +58,7 @@ const refuses = test.macro({
 });
 
 test('an expansion', refuses, 'A=1\nB=$HOME', 2, /B holds an expansion/);
-test('an expansion in double quotes', refuses, 'A=1\n\nB="x${HOME}"', 3, /B holds an expansion/);
+test('an expansion in double quotes', refuses, 'A=1\n\nB="x$HOME"', 3, /B holds an expansion/);
 test('a command substitution', refuses, 'A=`id`', 1, /command substitution/);
 test('a second command', refuses, 'A=1; reboot', 1, /second command/);
 test('a pipe', refuses, 'A=1|sh', 1, /a pipe/);
