@@ -511,3 +511,26 @@ test('identity › a token that only its mode hides is said to be unreadable, no
 	await world.until(() => identity.status().state === 'locked-out');
 	t.regex(identity.status().lastError!.hint!, /readable/);
 });
+
+test('identity › a state directory that can only be read serves its valid pair, with a warning', async t => {
+	const world = await createWorld(t);
+	await world.putToken();
+	const first = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const {serial} = await joined(world, first);
+	await first.stop();
+	// The system refuses the lock, as it does on a full or read-only disk, and whoever runs the test.
+	await makeDir(join(world.config.stateDir, 'lock.9'), 0o700);
+	const identity = await world.start();
+	t.is(identity.current()?.serial, serial);
+	t.true(identity.status().warnings.some(warning => warning.startsWith('use state directory')));
+});
+
+test('identity › a state directory that can only be read and holds nothing valid is an error', async t => {
+	const world = await createWorld(t);
+	await world.putToken();
+	await makeDir(world.config.stateDir, 0o700);
+	await makeDir(join(world.config.stateDir, 'lock.9'), 0o700);
+	const error = (await t.throwsAsync(world.start())) as AgentError;
+	t.is(error.code, 'identity.state_unusable');
+	t.truthy(error.hint);
+});
