@@ -15,7 +15,7 @@ export interface LoadInput {
 	/** What yargs has parsed; keys are flag names, others are left alone. */
 	readonly argv: ParsedFlags;
 	readonly env: Environment;
-	/** `cwd` is where relative paths of flags and environment start, `/` by default. */
+	/** `cwd` is where relative paths of flags and environment start; that of the process by default. */
 	readonly host: {readonly hostname: string; readonly interfaces: Interfaces; readonly cwd?: string};
 	readonly files: FileReader;
 }
@@ -25,7 +25,7 @@ export interface LoadInput {
  * @throws AgentError `config.invalid` with every problem, those of reading included
  */
 export function loadConfig({argv, env, host, files}: LoadInput): LoadedConfig {
-	const cwd = host.cwd ?? '/';
+	const cwd = host.cwd ?? process.cwd();
 	const findings = new Findings();
 	const read = readInto(files, findings);
 	const pick = (layers: readonly Layer[], setting: typeof table.config | typeof table.bundle) => {

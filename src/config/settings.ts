@@ -314,7 +314,13 @@ export const table = {
 		{
 			name: 'root-cert',
 			leaf: 'controlPlane.trustAnchor',
-			istio: [{name: 'XDS_ROOT_CA', read: nonEmpty}],
+			istio: [
+				{name: 'XDS_ROOT_CA', read: nonEmpty},
+				{
+					name: 'ISTIO_META_TLS_CLIENT_ROOT_CERT',
+					read: (value, get) => (isTrue(get('FILE_MOUNTED_CERTS') || 'false') ? nonEmpty(value) : undefined),
+				},
+			],
 		},
 	),
 	caRootCert: setting(

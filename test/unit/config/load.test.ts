@@ -472,6 +472,16 @@ test("config › reads Istio's variables as Istio means them", t => {
 	t.is(config.workload.trustDomain, 'cluster.local');
 });
 
+test('config › takes mounted files as identity and trust anchor when Istio says so', t => {
+	const env = {
+		...{FILE_MOUNTED_CERTS: 'true', ISTIO_META_TLS_CLIENT_KEY: '/m/k', ISTIO_META_TLS_CLIENT_CERT_CHAIN: '/m/c'},
+		ISTIO_META_TLS_CLIENT_ROOT_CERT: 'm/r',
+	};
+	const {config} = load(bundle, {env});
+	t.deepEqual(config.identity.source, {kind: 'files', certPath: '/m/c', keyPath: '/m/k', rootPath: '/m/r'});
+	t.deepEqual(config.controlPlane.trustAnchor, {kind: 'file', path: '/m/r'});
+});
+
 test('config › binds to IPv6 where there is nothing else', t => {
 	const {config} = load(bundle, {
 		host: {...host, interfaces: {eth0: [{address: '2001:db8::5', family: 'IPv6', internal: false} as never]}},
