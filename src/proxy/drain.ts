@@ -1,4 +1,4 @@
-import {reasonOf} from '../errors.ts';
+import {reasonOf, systemCode} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import type {AdminClient} from './admin.ts';
@@ -68,9 +68,12 @@ export async function endEnvoy(
 		timer.abort();
 		return exit;
 	};
-	// An answer may be missing even when Envoy ends in order.
-	await admin.post('/quitquitquit').catch(() => {});
-	const politely = await endsWithin(quitMs);
+	const isAsked = await admin.post('/quitquitquit').then(
+		() => true,
+		// It may end so fast that its answer is lost; but a socket that is not there was never asked.
+		(error: unknown) => !['ENOENT', 'ECONNREFUSED'].includes(systemCode(causeOf(error)) ?? ''),
+	);
+	const politely = isAsked ? await endsWithin(quitMs) : undefined;
 	if (politely) return politely;
 	process.signalGroup('SIGTERM');
 	const terminated = await endsWithin(terminateMs);
@@ -78,4 +81,8 @@ export async function endEnvoy(
 	log.warn({pid: process.identity.pid}, 'envoy does not end; killing it');
 	process.signalGroup('SIGKILL');
 	return process.exited;
+}
+
+function causeOf(error: unknown): unknown {
+	return error instanceof Error ? error.cause : undefined;
 }

@@ -19,6 +19,8 @@ export interface EnvoyProcess {
 	signalGroup(signal: NodeJS.Signals): void;
 	/** To Envoy alone. */
 	signal(signal: NodeJS.Signals): void;
+	/** Lets the agent end although this process goes on. */
+	release(): void;
 }
 
 /** How often a process that is not our child is looked at: only a parent is told of an end. */
@@ -49,8 +51,6 @@ export async function spawnEnvoy({binaryPath, args, errorLogPath}: SpawnInput): 
 			child.once('exit', (code, signal) => resolve({code: code ?? undefined, signal: signal ?? undefined}));
 		});
 		await once(child, 'spawn');
-		// An agent that leaves Envoy running must be able to end.
-		child.unref();
 		const pid = child.pid!;
 		let isGone = false;
 		void exited.then(() => {
@@ -63,6 +63,7 @@ export async function spawnEnvoy({binaryPath, args, errorLogPath}: SpawnInput): 
 			exited,
 			signalGroup: signal => send(-pid, signal, !isGone),
 			signal: signal => send(pid, signal, !isGone),
+			release: () => child.unref(),
 		};
 	} finally {
 		closeSync(output);
@@ -84,6 +85,7 @@ export function adoptEnvoy(identity: ProcessIdentity, clock: Clock, signal: Abor
 		exited: watch().catch(() => new Promise<never>(() => {})),
 		signalGroup: name => send(-pid, name, isThere()),
 		signal: name => send(pid, name, isThere()),
+		release: () => {},
 	};
 }
 

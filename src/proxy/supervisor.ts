@@ -129,6 +129,7 @@ export class Supervisor {
 			this.#saveProcess(undefined);
 			this.#process = undefined;
 		}
+		this.#process?.release();
 		this.#leaving.abort();
 		this.#enter('stopped', isLeft ? 'the agent stops; envoy goes on' : 'envoy was stopped');
 	}
