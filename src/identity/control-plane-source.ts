@@ -6,21 +6,14 @@ import {renderCsr} from './csr.ts';
 import {startKeeper} from './keeper.ts';
 import {assertKeyType, generateKey} from './key.ts';
 import {startRotator} from './rotator.ts';
-import type {ServedCertificate} from './served.ts';
-import type {Source} from './source.ts';
+import type {Source, SourceDeps} from './source.ts';
 import {openStore, prepareStateDir, type StoredGeneration, type StoredPair, stateError} from './store.ts';
 import {watchToken} from './token-watch.ts';
-import type {CertificateRequest, IdentityDeps} from './types.ts';
+import type {CertificateRequest} from './types.ts';
 
 /** Istio's default TOKEN_AUDIENCES. */
 const defaultAudience = 'istio-ca';
 const defaultTrialDelayMs = 60_000;
-
-export interface SourceDeps extends IdentityDeps {
-	readonly served: ServedCertificate;
-	readonly changed: () => void;
-	readonly count: (result: 'success' | 'failure' | 'trial_failure') => void;
-}
 
 /**
  * Certificates signed by the control plane, kept as generations in the state directory.
@@ -133,7 +126,7 @@ async function openState(dir: string, spiffeId: string, now: Date): Promise<Iden
 		usable,
 		newest: generations[0]?.number ?? 0,
 		problems,
-		warnings: () => (unwritable ? [stateError(dir, unwritable).message] : []),
+		warnings: () => (unwritable ? [`new certificates cannot be kept: ${stateError(dir, unwritable).message}`] : []),
 		save: async pair => {
 			lock ??= await acquireLock(`${dir}/lock`);
 			await store.save(pair);

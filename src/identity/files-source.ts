@@ -2,11 +2,10 @@ import type {IdentitySource} from '../config/types.ts';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
 import {Secret} from '../log.ts';
 import {type VerifiedPair, verifyPair} from './certificate.ts';
-import type {SourceDeps} from './control-plane-source.ts';
 import {describe, isWorthTelling} from './failure.ts';
 import {fingerprint} from './fingerprint.ts';
 import {readSmallFile} from './small-file.ts';
-import type {Source} from './source.ts';
+import type {Source, SourceDeps} from './source.ts';
 import type {IdentityFailure} from './types.ts';
 
 type Files = Extract<IdentitySource, {kind: 'files'}>;

@@ -1,11 +1,11 @@
 import {resolve} from 'node:path';
-import {type SourceDeps, startControlPlaneSource} from './control-plane-source.ts';
+import {startControlPlaneSource} from './control-plane-source.ts';
 import {startFilesSource} from './files-source.ts';
 import {startKeeper} from './keeper.ts';
 import {writeOutput} from './output.ts';
 import {startSdsSource} from './sds-source.ts';
 import {ServedCertificate} from './served.ts';
-import type {Source} from './source.ts';
+import type {Source, SourceDeps} from './source.ts';
 import {clockWarning, gateTextOf, stateOf} from './state.ts';
 import type {Identity, IdentityDeps, IdentityStatus, WorkloadCertificate} from './types.ts';
 

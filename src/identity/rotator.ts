@@ -6,6 +6,7 @@ import {type RotationPlan, rotateAt} from './schedule.ts';
 import type {Source} from './source.ts';
 import type {TokenWatch} from './token-watch.ts';
 import type {CertificateRequest, IdentityFailure, TokenlessRenewal, WorkloadCertificate} from './types.ts';
+import {within} from './within.ts';
 
 export interface RotatorDeps {
 	/** Gets, checks and publishes a new pair. Rejects with an AgentError and then has changed nothing. */
@@ -191,25 +192,8 @@ class Rotator {
 
 	async #request(auth: CertificateRequest['auth']): Promise<void> {
 		const {clock, issue, count} = this.#deps;
-		const done = new AbortController();
-		const giveUp = new AbortController();
-		const {signal} = giveUp;
-		this.#stopping.signal.throwIfAborted();
-		this.#stopping.signal.addEventListener('abort', () => giveUp.abort(this.#stopping.signal.reason), {
-			signal: done.signal,
-		});
-		clock.sleep(requestTimeoutMs, done.signal).then(
-			() => giveUp.abort(unanswered()),
-			() => {}, // answered in time
-		);
-		const aborted = new Promise<never>((_, reject) => {
-			signal.addEventListener('abort', () => reject(signal.reason), {signal: done.signal});
-		});
-		try {
-			await Promise.race([issue(auth, signal), aborted]);
-		} finally {
-			done.abort();
-		}
+		const limit = {ms: requestTimeoutMs, clock, stopping: this.#stopping.signal, unanswered};
+		await within(limit, signal => issue(auth, signal));
 		count('success');
 		this.#backoff.reset();
 		this.#retryAt = undefined;

@@ -5,10 +5,9 @@ import {Backoff} from '../lifecycle/index.ts';
 import {Secret} from '../log.ts';
 import {typeUrl} from '../proto/types.ts';
 import {verifyPair} from './certificate.ts';
-import type {SourceDeps} from './control-plane-source.ts';
 import {describe, isWorthTelling} from './failure.ts';
 import {parseSecretUpdate, renderSecretRequest, type SecretResource, type SecretUpdate} from './sds-messages.ts';
-import type {Source} from './source.ts';
+import type {Source, SourceDeps} from './source.ts';
 import type {IdentityFailure} from './types.ts';
 
 const method = '/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets';

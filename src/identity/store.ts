@@ -224,7 +224,7 @@ function pathOf(parent: string, number: number): string {
  */
 export async function prepareStateDir(dir: string, fs: DurableFs = systemFs, uid = process.geteuid!()): Promise<void> {
 	try {
-		await fs.mkdir(dir, {recursive: true, mode: 0o700});
+		await makeDirectory(dir, fs);
 		const stat = await fs.stat(dir);
 		if (!stat.isDirectory()) throw unusable(dir, 'it is not a directory', `move ${dir} out of the way`);
 		if (stat.uid !== uid) {
@@ -236,6 +236,16 @@ export async function prepareStateDir(dir: string, fs: DurableFs = systemFs, uid
 		}
 	} catch (error) {
 		throw error instanceof AgentError ? error : stateError(dir, error, uid);
+	}
+}
+
+async function makeDirectory(dir: string, fs: DurableFs): Promise<void> {
+	try {
+		await fs.mkdir(dir, {recursive: true, mode: 0o700});
+	} catch (error) {
+		// On a read-only file system Node's recursive mkdir says ENOENT; the plain one says what it is.
+		if (systemCode(error) !== 'ENOENT') throw error;
+		await fs.mkdir(dir, {mode: 0o700});
 	}
 }
 

@@ -5,7 +5,7 @@ import {AgentError, systemCode} from '../errors.ts';
 import {systemFs, temporaryName, writeFileAtomic, writeNewFile} from './atomic-file.ts';
 
 export interface Lock {
-	/** Lets the next one in. Safe to call again. */
+	/** Lets the next one in, at the latest when this process ends. Never rejects; safe to call again. */
 	release(): Promise<void>;
 }
 
@@ -56,7 +56,8 @@ function lockOn(file: string, self: Holder): Lock {
 	let released: Promise<void> | undefined;
 	return {
 		release: () => {
-			released ??= writeFileAtomic(file, render({...self, isReleased: true}), 0o600);
+			// On a full disk the mark cannot be made; the end of the process then releases it as well.
+			released ??= writeFileAtomic(file, render({...self, isReleased: true}), 0o600).catch(() => {});
 			return released;
 		},
 	};

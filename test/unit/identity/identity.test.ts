@@ -522,7 +522,11 @@ test('identity › a state directory that can only be read serves its valid pair
 	await makeDir(join(world.config.stateDir, 'lock.9'), 0o700);
 	const identity = await world.start();
 	t.is(identity.current()?.serial, serial);
-	t.true(identity.status().warnings.some(warning => warning.startsWith('use state directory')));
+	t.true(
+		identity
+			.status()
+			.warnings.some(warning => warning.startsWith('new certificates cannot be kept: use state directory')),
+	);
 });
 
 test('identity › a state directory that can only be read and holds nothing valid is an error', async t => {
