@@ -1,5 +1,5 @@
 import {createHash} from 'node:crypto';
-import {readFileSync} from 'node:fs';
+import {existsSync, readFileSync} from 'node:fs';
 import {reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import type {AdminClient, ServerInfo} from './admin.ts';
@@ -42,7 +42,8 @@ export async function findLeftover(
 	signal: AbortSignal,
 ): Promise<Leftover | undefined> {
 	const recorded = findRecorded(record);
-	const identity = recorded ?? findByArguments(wanted.args)[0];
+	// Looking through all processes is spared a first start, which has no admin socket yet.
+	const identity = recorded ?? (existsSync(wanted.adminSocketPath) ? findByArguments(wanted.args)[0] : undefined);
 	if (identity === undefined) return undefined;
 	const startedWith = recorded
 		? {

@@ -1,5 +1,3 @@
-import {mkdirSync, readFileSync} from 'node:fs';
-import {dirname} from 'node:path';
 import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
@@ -12,8 +10,7 @@ import {describeExit, hintForExit} from './exit-report.ts';
 import {bootId} from './linux-process.ts';
 import {errorLogPath, readLogTail, rotateLog} from './log-file.ts';
 import {monitorEnvoy} from './monitor.ts';
-import {checkPortsFree} from './ports.ts';
-import {writePrivateFile} from './private-file.ts';
+import {prepareStart} from './preconditions.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
 
@@ -171,15 +168,9 @@ export class Supervisor {
 
 	/** Undefined when it has to be waited for; the gate says for what. */
 	async #trySpawn(): Promise<EnvoyProcess | undefined> {
-		const {config, log} = this.#deps;
+		const {config, bootstrap, log} = this.#deps;
 		try {
-			const binary = checkBinary(config.binaryPath);
-			this.#prepareFiles();
-			await this.#refuseSharedAdmin();
-			checkPortsFree(config.listenAddress, {
-				...(config.readinessPort === 0 ? {} : {readiness: config.readinessPort}),
-				...(config.metricsPort === 0 ? {} : {metrics: config.metricsPort}),
-			});
+			const binary = await prepareStart({config, bootstrap, admin: this.admin});
 			this.#record = {binary, refusedFlags: this.#refusedFlags(binary)};
 			const args = this.#arguments(binary);
 			const process = await spawnEnvoy({
@@ -198,35 +189,6 @@ export class Supervisor {
 			this.#enter('waiting', reason, error instanceof AgentError ? error.hint : undefined);
 			return undefined;
 		}
-	}
-
-	#prepareFiles(): void {
-		const {config, bootstrap} = this.#deps;
-		try {
-			for (const path of [config.adminSocketPath, config.logPath]) {
-				mkdirSync(dirname(path), {recursive: true, mode: 0o700});
-			}
-			// Not written again when it is there: a full disk then does not keep Envoy from starting.
-			if (!isContent(config.bootstrapPath, bootstrap)) writePrivateFile(config.bootstrapPath, bootstrap);
-		} catch (cause) {
-			throw new AgentError('proxy.state_unusable', `start envoy: write its files: ${reasonOf(cause)}`, {
-				cause,
-				hint: 'check that the disk has room and the folder belongs to the agent',
-			});
-		}
-	}
-
-	/** The new Envoy would take the socket's name away from one that still runs. */
-	async #refuseSharedAdmin(): Promise<void> {
-		const {adminSocketPath} = this.#deps.config;
-		const isAnswered = await this.admin.ready().then(
-			() => true,
-			() => false,
-		);
-		if (!isAnswered) return;
-		throw new AgentError('proxy.admin_failed', `start envoy: another envoy answers on ${adminSocketPath}`, {
-			hint: `stop it, or set another proxy.adminSocketPath; to see who it is: ss -xlp | grep ${adminSocketPath}`,
-		});
 	}
 
 	/** Until the process ends by itself (how), or the supervision does (undefined). */
@@ -348,13 +310,5 @@ export class Supervisor {
 			// The next agent finds Envoy by its command line then.
 			log.warn({err}, 'record of the envoy process not written');
 		}
-	}
-}
-
-function isContent(path: string, text: string): boolean {
-	try {
-		return readFileSync(path, 'utf8') === text;
-	} catch {
-		return false; // Writing it tells what is wrong.
 	}
 }
