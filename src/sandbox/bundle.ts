@@ -76,7 +76,7 @@ function renderProxyMetadata(
 	const podPorts = Object.entries(ports)
 		.sort(([a], [b]) => (a < b ? -1 : 1))
 		.map(([portName, containerPort]) => ({name: portName, containerPort, protocol: ''}));
-	return sorted({
+	return sortedAsGoYaml({
 		...options.proxyMetadata,
 		CANONICAL_SERVICE: service,
 		CANONICAL_REVISION: revision,
@@ -111,6 +111,12 @@ function renderOverrides(group: WorkloadGroupSpec, {internalAddress}: BundleOpti
 function renderClusterEnv(values: Readonly<Record<string, string>>): string {
 	const lines = Object.entries(values).map(([key, value]) => `${key}='${value.replaceAll("'", `'"'"'`)}'`);
 	return `${lines.sort().join('\n')}\n`;
+}
+
+/** Go's YAML writer puts `_` before letters, where plain ASCII order has it after the capitals. */
+function sortedAsGoYaml(record: Readonly<Record<string, string>>): Record<string, string> {
+	const keyOf = (name: string) => name.replaceAll('_', ' ');
+	return Object.fromEntries(Object.entries(record).sort(([a], [b]) => (keyOf(a) < keyOf(b) ? -1 : 1)));
 }
 
 function sorted<T>(record: Readonly<Record<string, T>>): Record<string, T> {

@@ -1,7 +1,8 @@
 import {FieldReader, FieldWriter} from '../proto/wire.ts';
 import type {Caller} from './authentication.ts';
 import {type CertificateAuthority, SigningError} from './ca.ts';
-import type {Call, GrpcStatus, Method} from './grpc-server.ts';
+import type {Call, Method} from './grpc-server.ts';
+import type {GrpcStatus} from './grpc-wire.ts';
 
 export interface CaServiceDeps {
 	readonly ca: () => CertificateAuthority;

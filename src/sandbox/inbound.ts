@@ -167,6 +167,14 @@ function tlsInspector(exceptPort?: number): Message {
 	};
 }
 
+function httpInspector(exceptPorts: readonly Message[]): Message {
+	return {
+		name: 'envoy.filters.listener.http_inspector',
+		typed_config: any('extensions.filters.listener.http_inspector.v3.HttpInspector'),
+		filter_disabled: exceptPorts.length === 1 ? exceptPorts[0] : {or_match: {rules: exceptPorts}},
+	};
+}
+
 /** The one listener for everything the kernel redirects to us. */
 export function renderVirtualInbound(
 	port: number,
@@ -188,11 +196,7 @@ export function renderVirtualInbound(
 				typed_config: any('extensions.filters.listener.original_dst.v3.OriginalDst'),
 			},
 			tlsInspector(port),
-			{
-				name: 'envoy.filters.listener.http_inspector',
-				typed_config: any('extensions.filters.listener.http_inspector.v3.HttpInspector'),
-				filter_disabled: rules.length === 1 ? rules[0] : {or_match: {rules}},
-			},
+			...(mode === 'strict' ? [] : [httpInspector(rules)]), // only plaintext chains ask whether it is HTTP
 		],
 		listener_filters_timeout: {},
 		traffic_direction: 'INBOUND',

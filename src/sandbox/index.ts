@@ -1,10 +1,11 @@
-export type {AckEvent, ConnectionView, PushEvent} from './ads.ts';
+export type {AckEvent, ConnectionView, PushEvent} from './ads-connection.ts';
 export type {BundleOptions} from './bundle.ts';
 export {EventLog} from './event-log.ts';
 export type {WorkloadPorts} from './generator.ts';
-export type {GrpcStatus} from './grpc-server.ts';
+export type {GrpcStatus} from './grpc-wire.ts';
 export type {MtlsMode} from './inbound.ts';
 export type {Protocol, ServiceSpec, StaticEndpoint, WorkloadGroupSpec} from './registry.ts';
-export {type BundleRequest, type Faults, type Sandbox, type SandboxOptions, startSandbox} from './sandbox.ts';
+export {startSandbox} from './sandbox.ts';
 export type {TokenRequest} from './tokens.ts';
+export type {BundleRequest, Faults, Sandbox, SandboxOptions} from './types.ts';
 export {type Condition, entryName, isReady, type WorkloadEntry} from './workload-entries.ts';

@@ -14,6 +14,8 @@ export interface ServiceSpec {
 	readonly host: string;
 	readonly namespace: string;
 	readonly port: number;
+	/** Virtual address; one of 240.240.0.0/16 unless given. The same for every port of a host. */
+	readonly address?: string;
 	/** The port at the endpoints; `port` unless given. */
 	readonly targetPort?: number;
 	readonly protocol: Protocol;
@@ -26,7 +28,6 @@ export interface ServiceSpec {
 
 export interface Service extends ServiceSpec {
 	readonly targetPort: number;
-	/** Virtual address; unique for each host. */
 	readonly address: string;
 	/** Changes the clusters' content without changing what they mean; see touchServices. */
 	readonly revision: number;
@@ -69,7 +70,7 @@ export class Registry {
 	}
 
 	addService(spec: ServiceSpec): Service {
-		const address = this.#addresses.get(spec.host) ?? this.#takeAddress();
+		const address = spec.address ?? this.#addresses.get(spec.host) ?? this.#takeAddress();
 		this.#addresses.set(spec.host, address);
 		const service = {...spec, targetPort: spec.targetPort ?? spec.port, address, revision: 0};
 		this.#services.set(serviceKey(spec), service);

@@ -1,5 +1,5 @@
 import type {ParsedIdentity} from './authentication.ts';
-import type {GrpcStatus} from './grpc-server.ts';
+import type {GrpcStatus} from './grpc-wire.ts';
 import type {ProxyNode} from './node.ts';
 import type {WorkloadGroupSpec} from './registry.ts';
 
@@ -79,6 +79,7 @@ export class WorkloadEntries {
 	readonly #connections = new Map<string, Set<string>>();
 	readonly #timers = new Set<NodeJS.Timeout>();
 	#sweep: NodeJS.Timeout | undefined;
+	#isSuspended = false;
 
 	constructor(deps: EntriesDeps) {
 		this.#deps = deps;
@@ -120,6 +121,7 @@ export class WorkloadEntries {
 		if (!entry) return;
 		const {[annotation.connectedAt]: _, ...annotations} = entry.annotations;
 		this.#entries.set(key, {...entry, annotations: {...annotations, [annotation.disconnectedAt]: at.toISOString()}});
+		if (this.#isSuspended) return;
 		const timer = setTimeout(() => {
 			this.#timers.delete(timer);
 			this.#deleteIfDisconnected(key);
@@ -147,12 +149,14 @@ export class WorkloadEntries {
 
 	/** The controlling istiod has died: its timers are gone, its entries are not. */
 	suspend(): void {
+		this.#isSuspended = true;
 		for (const timer of this.#timers) clearTimeout(timer);
 		this.#timers.clear();
 		clearInterval(this.#sweep);
 	}
 
 	resume(): void {
+		this.#isSuspended = false;
 		const sweep = () => {
 			for (const key of this.#entries.keys()) this.#deleteIfDisconnected(key);
 		};
