@@ -1,6 +1,7 @@
 import {randomUUID} from 'node:crypto';
 import {isWildcardType, typeUrl} from '../proto/types.ts';
-import {FieldWriter} from '../proto/wire.ts';
+import type {AckEvent, ConnectionView, Protocol, PushEvent} from './ads-events.ts';
+import {renderDeltaResponse, renderSotwResponse} from './ads-response.ts';
 import {type Caller, type ParsedIdentity, parseIdentity} from './authentication.ts';
 import type {EnvoyTypes, Message} from './envoy-types.ts';
 import type {ConfigGenerator, Resource} from './generator.ts';
@@ -8,38 +9,6 @@ import type {Call} from './grpc-server.ts';
 import type {GrpcStatus} from './grpc-wire.ts';
 import {NodeError, type ProxyNode, parseNode} from './node.ts';
 import {RegistrationError, type WorkloadEntries} from './workload-entries.ts';
-
-export interface PushEvent {
-	readonly connection: string;
-	readonly typeUrl: string;
-	readonly nonce: string;
-	/** performance.now() when it was handed to the socket. */
-	readonly at: number;
-	readonly bytes: number;
-	readonly resources: number;
-	readonly removed: number;
-}
-
-export interface AckEvent {
-	readonly connection: string;
-	readonly typeUrl: string;
-	readonly nonce: string;
-	readonly at: number;
-	/** Present when the client refused the push. */
-	readonly error?: {readonly code: number; readonly message: string};
-}
-
-export interface ConnectionView {
-	/** `vm1.bar-17`. */
-	readonly id: string;
-	readonly node: ProxyNode;
-	/** SPIFFE ID that passed the check. */
-	readonly identity: string;
-	readonly protocol: Protocol;
-	readonly typesWatched: readonly string[];
-}
-
-export type Protocol = 'delta' | 'sotw';
 
 export interface AdsDeps {
 	readonly types: EnvoyTypes;
@@ -267,20 +236,15 @@ export class AdsConnection {
 
 	#writeDelta(watched: Watched, resources: readonly Resource[], removed: readonly string[]): void {
 		const nonce = this.#takeNonce(watched);
-		const body = new FieldWriter().string(1, this.#deps.version());
-		// Per-resource versions stay empty, as istiod leaves them.
-		for (const {name, any} of resources) body.append(2, new FieldWriter().bytes(2, any).string(3, name));
-		body.string(4, watched.typeUrl).string(5, nonce).strings(6, removed);
-		this.#write(watched.typeUrl, nonce, body, resources.length, removed.length);
+		const fields = {version: this.#deps.version(), typeUrl: watched.typeUrl, nonce, resources};
+		this.#write(watched.typeUrl, nonce, renderDeltaResponse({...fields, removed}), resources.length, removed.length);
 	}
 
 	#sendSotw(watched: Watched, resources: readonly Resource[] | undefined): void {
 		if (!resources || (resources.length === 0 && needsNames(watched.typeUrl))) return;
 		const nonce = this.#takeNonce(watched);
-		const body = new FieldWriter().string(1, this.#deps.version());
-		for (const {any} of resources) body.bytes(2, any);
-		body.string(4, watched.typeUrl).string(5, nonce);
-		this.#write(watched.typeUrl, nonce, body, resources.length, 0);
+		const fields = {version: this.#deps.version(), typeUrl: watched.typeUrl, nonce, resources};
+		this.#write(watched.typeUrl, nonce, renderSotwResponse(fields), resources.length, 0);
 	}
 
 	/** The version text with a UUID at its end. */
@@ -289,18 +253,17 @@ export class AdsConnection {
 		return watched.nonceSent;
 	}
 
-	#write(type: string, nonce: string, body: FieldWriter, resources: number, removed: number): void {
-		const bytes = body.finish();
+	#write(type: string, nonce: string, body: Buffer, resources: number, removed: number): void {
 		const event = {
 			connection: this.#id,
 			typeUrl: type,
 			nonce,
 			at: performance.now(),
-			bytes: bytes.length,
+			bytes: body.length,
 			resources,
 			removed,
 		};
-		this.#deps.call.send(bytes);
+		this.#deps.call.send(body);
 		this.#deps.onPush(event);
 	}
 

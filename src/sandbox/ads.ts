@@ -1,4 +1,5 @@
-import {AdsConnection, type AdsDeps, type Change, type ConnectionView, type Protocol} from './ads-connection.ts';
+import {AdsConnection, type AdsDeps, type Change} from './ads-connection.ts';
+import type {ConnectionView, Protocol} from './ads-events.ts';
 import type {Method} from './grpc-server.ts';
 
 /** Both kinds of ADS stream, with istiod's rules for when to answer. */

@@ -1,4 +1,4 @@
-export type {AckEvent, ConnectionView, PushEvent} from './ads-connection.ts';
+export type {AckEvent, ConnectionView, PushEvent} from './ads-events.ts';
 export type {BundleOptions} from './bundle.ts';
 export {EventLog} from './event-log.ts';
 export type {WorkloadPorts} from './generator.ts';

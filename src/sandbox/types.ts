@@ -1,5 +1,5 @@
 import type {Running} from '../lifecycle/index.ts';
-import type {AckEvent, ConnectionView, PushEvent} from './ads-connection.ts';
+import type {AckEvent, ConnectionView, PushEvent} from './ads-events.ts';
 import type {BundleOptions} from './bundle.ts';
 import type {EventLog} from './event-log.ts';
 import type {WorkloadPorts} from './generator.ts';
