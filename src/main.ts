@@ -3,9 +3,10 @@ import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
 
 /** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
 function report(error: unknown): void {
-	process.stderr.write(`onramp: ${reasonOf(error)}\n`);
+	const reason = reasonOf(error);
+	process.stderr.write(`onramp: ${reason}\n`);
 	if (error instanceof AgentError) {
-		if (error.hint) process.stderr.write(`  → ${error.hint}\n`);
+		if (error.hint && !reason.includes(error.hint)) process.stderr.write(`  → ${error.hint}\n`);
 	} else if (error instanceof Error) {
 		process.stderr.write(`${error.stack ?? ''}\n`);
 	}
@@ -14,7 +15,9 @@ function report(error: unknown): void {
 /** The release the packages bring and the tests run on; older ones lack what certificates are checked with. */
 const oldestNode = 24;
 if (Number.parseInt(process.versions.node, 10) < oldestNode) {
-	process.stderr.write(`onramp: needs Node ${oldestNode} or later, this is ${process.version}\n  → in a checkout, npx onramp uses the right one\n`);
+	process.stderr.write(
+		`onramp: needs Node ${oldestNode} or later, this is ${process.version}\n  → in a checkout, npx onramp uses the right one\n`,
+	);
 	process.exit(78);
 }
 

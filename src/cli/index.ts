@@ -1,11 +1,11 @@
 import type {Argv} from 'yargs';
 import {settings} from '../config/index.ts';
-import {AgentError} from '../errors.ts';
 import {version} from '../version.ts';
 import {configCommand} from './config.ts';
 import {joinCommand} from './join.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
+import {explainUsage} from './usage.ts';
 
 /** What a command gets: parsed flags by their kebab-case names, and the signal that says "end in order". */
 export type Flags = Readonly<Record<string, string | boolean | number | undefined>>;
@@ -20,6 +20,13 @@ export interface Command {
 	run(flags: Flags, signal: AbortSignal): Promise<number>;
 }
 
+/** Commands that share a first word, as `config print` and `config check` do. */
+export interface CommandGroup {
+	readonly usage: string;
+	readonly description: string;
+	readonly commands: readonly Command[];
+}
+
 const versionCommand: Command = {
 	usage: 'version',
 	description: 'Print the version',
@@ -30,7 +37,13 @@ const versionCommand: Command = {
 	},
 };
 
-const commands: readonly Command[] = [runCommand, joinCommand, statusCommand, ...configCommand, versionCommand];
+const commands: readonly (Command | CommandGroup)[] = [
+	runCommand,
+	joinCommand,
+	statusCommand,
+	configCommand,
+	versionCommand,
+];
 
 /** Parses argv and runs one command. @throws AgentError `cli.usage` for anything not understood */
 export async function runCli(argv: readonly string[], signal: AbortSignal): Promise<number> {
@@ -38,24 +51,33 @@ export async function runCli(argv: readonly string[], signal: AbortSignal): Prom
 	if (argv.length === 1 && argv[0] === 'run') return runCommand.run({}, signal);
 	const {default: yargs} = await import('yargs');
 	let code = 0;
-	const cli = yargs([...argv])
+	const showsAll = argv.includes('--help-all');
+	const cli = yargs(showsAll ? [...argv.filter(word => word !== '--help-all'), '--help'] : [...argv])
 		.scriptName('onramp')
 		.usage('$0 COMMAND\n\nMakes this virtual machine a workload of an Istio mesh.')
 		.version(version)
 		.help()
 		.alias('help', 'h')
+		// Messages are explained by their English text.
+		.locale('en')
 		.strict()
-		.demandCommand(1, 'name a command; onramp --help lists them')
-		.parserConfiguration({'camel-case-expansion': false, 'parse-numbers': false, 'duplicate-arguments-array': false, 'boolean-negation': false})
+		.strictCommands()
+		.demandCommand(1, `name a command: ${commands.map(firstWord).join(', ')}`)
+		.parserConfiguration({
+			'camel-case-expansion': false,
+			'parse-numbers': false,
+			'duplicate-arguments-array': false,
+			'boolean-negation': false,
+		})
 		.wrap(Math.min(120, process.stdout.columns ?? 100))
 		.exitProcess(false)
 		.option('help-all', {type: 'boolean', description: 'Show every setting', global: true})
 		.fail((message, error) => {
-			throw error ?? new AgentError('cli.usage', message, {hint: 'onramp --help'});
+			// Its own errors have a name; ours, and defects, pass.
+			throw error && error.name !== 'YError' ? error : explainUsage(error?.message ?? message, argv, vocabulary);
 		});
-	const showsAll = argv.includes('--help-all');
-	for (const command of commands) {
-		cli.command(
+	const add = (parent: Argv, command: Command): void => {
+		parent.command(
 			command.usage,
 			command.description,
 			builder => {
@@ -66,14 +88,41 @@ export async function runCli(argv: readonly string[], signal: AbortSignal): Prom
 				code = await command.run(flags as Flags, signal);
 			},
 		);
-	}
-	if (showsAll) {
-		cli.showHelp('log');
-		return 0;
+	};
+	for (const entry of commands) {
+		if (!('commands' in entry)) add(cli, entry);
+		else
+			cli.command(entry.usage, entry.description, builder => {
+				for (const command of entry.commands) add(builder, command);
+				return builder.demandCommand(
+					1,
+					`name one of ${entry.commands.map(({usage}) => `${entry.usage} ${usage}`).join(', ')}`,
+				);
+			});
 	}
 	await cli.parseAsync();
 	return code;
 }
+
+const firstWord = ({usage}: {readonly usage: string}): string => usage.split(' ')[0]!;
+
+/** What could have been meant by a word that is not known. */
+const vocabulary = {
+	commands: commands.map(firstWord),
+	subcommands: new Map(
+		commands.flatMap(entry => ('commands' in entry ? [[entry.usage, entry.commands.map(firstWord)] as const] : [])),
+	),
+	flags: [
+		...settings.map(({flag}) => flag),
+		'json',
+		'wait',
+		'install-to',
+		'install-only',
+		'help',
+		'help-all',
+		'version',
+	],
+};
 
 /** Every setting of the daemon as a flag; the rare ones are hidden from the ordinary help. */
 function addSettings(yargs: Argv, showsAll: boolean): void {

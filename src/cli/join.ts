@@ -1,6 +1,6 @@
+import {execFile} from 'node:child_process';
 import {chown, mkdir, readFile, stat} from 'node:fs/promises';
 import {dirname, join as joinPath, resolve} from 'node:path';
-import {execFile} from 'node:child_process';
 import {promisify} from 'node:util';
 import {runAgent} from '../agent.ts';
 import {checkConfig, diskReader} from '../config/index.ts';
@@ -19,8 +19,16 @@ export const joinCommand: Command = {
 	hasSettings: true,
 	options: yargs =>
 		yargs
-			.positional('bundle', {type: 'string', description: 'Directory with cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts'})
-			.option('install-to', {type: 'string', requiresArg: true, default: '/etc/onramp/bundle', description: 'Where the bundle is kept'})
+			.positional('bundle', {
+				type: 'string',
+				description: 'Directory with cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts',
+			})
+			.option('install-to', {
+				type: 'string',
+				requiresArg: true,
+				default: '/etc/onramp/bundle',
+				description: 'Where the bundle is kept',
+			})
 			.option('install-only', {type: 'boolean', description: 'Keep the bundle, start nothing'}),
 	run: async ({bundle, 'install-to': installTo, 'install-only': installOnly, ...flags}, signal) => {
 		const source = resolve(String(bundle));
@@ -47,7 +55,9 @@ export const joinCommand: Command = {
 			return 0;
 		}
 		if (running) {
-			throw new AgentError('cli.usage', 'an agent is running with the earlier bundle', {hint: 'stop it and run onramp join again'});
+			throw new AgentError('cli.usage', 'an agent is running with the earlier bundle', {
+				hint: 'stop it and run onramp join again',
+			});
 		}
 		say('no service is installed here: running in the foreground, Ctrl-C leaves the mesh');
 		await runAgent(loaded, createLogger(loaded.config.log), signal);
@@ -59,10 +69,13 @@ export const joinCommand: Command = {
 async function checkBundle(flags: Flags): Promise<void> {
 	const loaded = await loadFrom(flags);
 	const problems = await checkConfig(loaded, diskReader);
-	for (const {place, message} of problems.filter(({severity}) => severity === 'warning')) say(`warning: ${place}: ${message}`);
+	for (const {place, message} of problems.filter(({severity}) => severity === 'warning'))
+		say(`warning: ${place}: ${message}`);
 	const fatal = problems.filter(({severity}) => severity === 'error');
 	if (fatal.length === 0) return;
-	const text = fatal.map(({place, message, remedy}) => `\n  ${place}: ${message}${remedy ? `\n    → ${remedy}` : ''}`).join('');
+	const text = fatal
+		.map(({place, message, remedy}) => `\n  ${place}: ${message}${remedy ? `\n    → ${remedy}` : ''}`)
+		.join('');
 	throw new AgentError('config.invalid', `join with ${String(flags['bundle'])}: the bundle cannot be used${text}`, {
 		hint: 'nothing was changed',
 		fields: {problems: fatal},

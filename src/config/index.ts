@@ -2,7 +2,7 @@ export {checkConfig} from './check.ts';
 export type {Environment, ParsedFlags} from './layers.ts';
 export {type LoadInput, loadConfig} from './load.ts';
 export {parseConfig} from './parse.ts';
-export {type Problem, renderProblem} from './problems.ts';
+export {type Problem, renderProblem, suggest} from './problems.ts';
 export {diskReader, type FileReader} from './reader.ts';
 export {renderConfig} from './render.ts';
 export {type Setting, settings} from './settings.ts';
