@@ -3,6 +3,7 @@ import {buildNode, createControlPlane, encodeNode} from './control-plane/index.t
 import {type NameTable, parseNameTable} from './dns/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
+import {startMemoryKeeper} from './lifecycle/memory.ts';
 import {startSystemdNotifier} from './lifecycle/systemd.ts';
 import type {Logger} from './log.ts';
 import {startProxy, startSds, startXdsSocket} from './proxy/index.ts';
@@ -125,7 +126,10 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 			),
 		);
 		status.add('proxy', proxy.status);
-		status.setEnvoyScrape(async () => ({body: Buffer.from(await proxy.scrape()), contentType: 'text/plain; version=0.0.4'}));
+		status.setEnvoyScrape(async () => ({
+			body: Buffer.from(await proxy.scrape()),
+			contentType: 'text/plain; version=0.0.4',
+		}));
 		status.addCommand('drain', proxy.drain);
 
 		// Last in, first out: an orderly stop leaves the mesh before Envoy drains.
@@ -142,6 +146,7 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 		);
 		status.add('registration', registration.status);
 		relay.begin();
+		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));
 
 		await parts.untilEnd(signal);
 		log.info('stopping');

@@ -1,36 +1,32 @@
 import {readFileSync} from 'node:fs';
-import {z} from 'zod';
 import {systemCode} from '../errors.ts';
 import {writePrivateFile} from './private-file.ts';
 
-const schema = z.object({
-	/** Undefined between two Envoys. */
-	process: z
-		.object({
-			pid: z.number().int().positive(),
-			startTime: z.number(),
-			bootId: z.string(),
-			exe: z.string(),
-			argv: z.array(z.string()),
-			adminSocket: z.string(),
-			bootstrapHash: z.string(),
-			startedAt: z.string(),
-		})
-		.optional(),
-	/** The file it was started from, see `checkBinary`. */
-	binary: z.string(),
-	/** Optional flags that this file refused. */
-	refusedFlags: z.array(z.string()),
-});
-
 /** What one agent leaves for the next about the Envoy it runs. Written atomically, 0600. */
-export type ProcessRecord = z.infer<typeof schema>;
-export type RecordedProcess = NonNullable<ProcessRecord['process']>;
+export interface ProcessRecord {
+	/** Undefined between two Envoys. */
+	readonly process?: RecordedProcess | undefined;
+	/** The file it was started from, see `checkBinary`. */
+	readonly binary: string;
+	/** Optional flags that this file refused. */
+	readonly refusedFlags: string[];
+}
+
+export interface RecordedProcess {
+	readonly pid: number;
+	readonly startTime: number;
+	readonly bootId: string;
+	readonly exe: string;
+	readonly argv: string[];
+	readonly adminSocket: string;
+	readonly bootstrapHash: string;
+	readonly startedAt: string;
+}
 
 /** Undefined when there is none, or none that can be read: then there is nothing to adopt by it. */
 export function loadRecord(path: string): ProcessRecord | undefined {
 	try {
-		return schema.safeParse(JSON.parse(readFileSync(path, 'utf8'))).data;
+		return parseRecord(JSON.parse(readFileSync(path, 'utf8')));
 	} catch (error) {
 		if (error instanceof SyntaxError || systemCode(error) === 'ENOENT') return undefined;
 		throw error;
@@ -39,4 +35,29 @@ export function loadRecord(path: string): ProcessRecord | undefined {
 
 export function saveRecord(path: string, record: ProcessRecord): void {
 	writePrivateFile(path, `${JSON.stringify(record, null, '\t')}\n`);
+}
+
+const isString = (value: unknown): value is string => typeof value === 'string';
+const isStrings = (value: unknown): value is string[] => Array.isArray(value) && value.every(isString);
+const isObject = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null;
+
+/** Another release may have written it, so the shape is checked; undefined when it is not ours. */
+function parseRecord(value: unknown): ProcessRecord | undefined {
+	if (!isObject(value)) return undefined;
+	const {process: running, binary, refusedFlags} = value;
+	if (!isString(binary) || !isStrings(refusedFlags)) return undefined;
+	if (running === undefined) return {binary, refusedFlags};
+	return isRecordedProcess(running) ? {process: running, binary, refusedFlags} : undefined;
+}
+
+function isRecordedProcess(value: unknown): value is RecordedProcess {
+	if (!isObject(value)) return false;
+	const {pid, startTime, argv, bootId, exe, adminSocket, bootstrapHash, startedAt} = value;
+	return (
+		Number.isSafeInteger(pid) &&
+		(pid as number) > 0 &&
+		typeof startTime === 'number' &&
+		isStrings(argv) &&
+		[bootId, exe, adminSocket, bootstrapHash, startedAt].every(isString)
+	);
 }

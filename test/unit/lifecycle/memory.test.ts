@@ -1,0 +1,21 @@
+import test from 'ava';
+import {untouchedFileMappings} from '../../../src/lifecycle/memory.ts';
+
+const mapping = (head: string, anonymousKb: number): string =>
+	`${head}\nSize:   8 kB\nRss:   8 kB\nAnonymous:      ${anonymousKb} kB\nVmFlags: rd ex mr\n`;
+
+test('memory › gives back pages of files that this process has not written to, and no others', t => {
+	const smaps = [
+		mapping('00400000-00402000 r-xp 00000000 fe:00 123   /usr/bin/node', 0),
+		mapping('00402000-00404000 r--p 00002000 fe:00 123   /usr/bin/node', 0),
+		mapping('00404000-00406000 r--p 00004000 fe:00 123   /usr/bin/node', 4),
+		mapping('00406000-00408000 rw-p 00006000 fe:00 123   /usr/bin/node', 0),
+		mapping('00408000-0040a000 r-xs 00006000 fe:00 123   /usr/bin/node', 0),
+		mapping('7f0000000000-7f0000002000 r--p 00000000 00:00 0 ', 0),
+		mapping('7ffd0000-7ffe0000 r-xp 00000000 00:00 0   [vdso]', 0),
+	].join('');
+	t.deepEqual(untouchedFileMappings(smaps), [
+		{start: 0x400000, end: 0x402000},
+		{start: 0x402000, end: 0x404000},
+	]);
+});
