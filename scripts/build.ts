@@ -1,10 +1,12 @@
-// Bundles src/ into dist/onramp.cjs, the one file that packages ship and `npx onramp` runs.
+// Bundles src/ into dist/onramp.cjs, the one file that packages ship and `npx onramp` runs; or into the file named.
 import {chmod} from 'node:fs/promises';
 import {build} from 'esbuild';
 
+const outfile = process.argv[2] ?? 'dist/onramp.cjs';
+
 await build({
 	entryPoints: ['src/main.ts'],
-	outfile: 'dist/onramp.cjs',
+	outfile,
 	bundle: true,
 	platform: 'node',
 	target: 'node24',
@@ -21,4 +23,4 @@ await build({
 	external: ['koffi'],
 	logLevel: 'warning',
 });
-await chmod('dist/onramp.cjs', 0o755);
+await chmod(outfile, 0o755);
