@@ -3,6 +3,7 @@ import {openSync, readFileSync} from 'node:fs';
 import {mkdir, writeFile} from 'node:fs/promises';
 import {createServer} from 'node:net';
 import {join} from 'node:path';
+import {loadRecord} from '../proxy/record.ts';
 import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
 
 /** Free TCP ports of 127.0.0.1, all different. Somebody may take one before it is used; tests live with that. */
@@ -165,7 +166,8 @@ export class LocalWorkload {
 	/** The Envoy on record, if that process still is one. */
 	envoyPid(): number | undefined {
 		try {
-			const {pid} = JSON.parse(readFileSync(join(this.runDir, 'envoy', 'record.json'), 'utf8')) as {pid: number};
+			const record = readFileSync(join(this.runDir, 'envoy', 'record.json'), 'utf8');
+			const {pid} = (JSON.parse(record) as {process: {pid: number}}).process;
 			return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(this.runDir) ? pid : undefined;
 		} catch {
 			return undefined;

@@ -1,41 +1,31 @@
 import {execFile} from 'node:child_process';
-import {mkdir, readdir, rename, rm, stat} from 'node:fs/promises';
+import {readdir, stat} from 'node:fs/promises';
 import {dirname, join} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {promisify} from 'node:util';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
-const bundle = join(root, '.cache', 'agent', 'onramp.cjs');
+const bundle = join(root, 'dist', 'onramp.cjs');
 
 /** What the bundle is made from. */
 const sources = ['src', 'scripts/build.ts', 'package-lock.json'];
 
 let built: Promise<string> | undefined;
 
-/**
- * Path of the agent's bundle, as packages ship it; made anew when a source is newer. Not `dist/`, which a person may
- * be running; and renamed into place, so that several test processes may build at once.
- */
-export function ensureAgent(): Promise<string> {
-	built ??= build();
+/** Path of the agent as packages ship it; made anew, once a test process, when a source is newer. */
+export function buildAgent(): Promise<string> {
+	built ??= buildIfOlder();
 	return built;
 }
 
-async function build(): Promise<string> {
+async function buildIfOlder(): Promise<string> {
 	const newest = Math.max(...(await Promise.all(sources.map(name => newestMs(join(root, name))))));
-	const age = await stat(bundle).then(
+	const builtMs = await stat(bundle).then(
 		({mtimeMs}) => mtimeMs,
 		() => 0,
 	);
-	if (age > newest) return bundle;
-	await mkdir(dirname(bundle), {recursive: true});
-	const scratch = `${bundle}.${process.pid}`;
-	try {
-		await promisify(execFile)(process.execPath, ['scripts/build.ts', scratch], {cwd: root});
-		await rename(scratch, bundle);
-	} finally {
-		await rm(scratch, {force: true});
-	}
+	// The build moves whole files into place, so that several test processes may do it at once.
+	if (builtMs <= newest) await promisify(execFile)(process.execPath, ['scripts/build.ts'], {cwd: root});
 	return bundle;
 }
 
