@@ -166,8 +166,8 @@ export class LocalWorkload {
 	/** The Envoy on record, if that process still is one. */
 	envoyPid(): number | undefined {
 		try {
-			const record = readFileSync(join(this.runDir, 'envoy', 'record.json'), 'utf8');
-			const {pid} = (JSON.parse(record) as {process: {pid: number}}).process;
+			const pid = loadRecord(join(this.runDir, 'envoy', 'record.json'))?.process?.pid;
+			if (pid === undefined) return undefined;
 			return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(this.runDir) ? pid : undefined;
 		} catch {
 			return undefined;
