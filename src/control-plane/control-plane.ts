@@ -45,32 +45,59 @@ const adsMethods: Record<AdsProtocol, string> = {
 
 const asIs = (value: Buffer): Buffer => value;
 
-export function createControlPlane({config, workload, clientCertificate, clock, log, metrics, lookup = systemLookup}: ControlPlaneDeps): ControlPlane {
-	const failures = metrics.counter('control_plane_connection_failures_total', 'Connections to the control plane that failed, by error code');
-	const connectDeps = {config, clusterId: workload.clusterId, lookup, learnedRoots: () => clientCertificate()?.trustBundlePem ?? ''};
+/** Its code is that of the token's fault: whoever keeps the certificate tells that already. */
+function withoutCredentials(problem: AgentError): AgentError {
+	return new AgentError(problem.code, `there is no certificate to show the control plane, and ${problem.message}`, {
+		cause: problem,
+		...(problem.hint === undefined ? {} : {hint: problem.hint}),
+	});
+}
+
+export function createControlPlane({
+	config,
+	workload,
+	clientCertificate,
+	clock,
+	log,
+	metrics,
+	lookup = systemLookup,
+}: ControlPlaneDeps): ControlPlane {
+	const failures = metrics.counter(
+		'control_plane_connection_failures_total',
+		'Connections to the control plane that failed, by error code',
+	);
+	const connectDeps = {
+		config,
+		clusterId: workload.clusterId,
+		lookup,
+		learnedRoots: () => clientCertificate()?.trustBundlePem ?? '',
+	};
 	// Set after a failure that may mean "I do not know your certificate"; the next attempt then relies on the token.
 	let isCertificateWithheld = false;
 	let toldToken = '';
 
 	/** The token, or why there is none; a token that cannot help is not sent. */
-	async function readToken(): Promise<{token?: Credentials['token']; description: string}> {
+	async function readToken(): Promise<{token?: Credentials['token']; problem?: unknown; description: string}> {
 		try {
 			const token = await readBootstrapToken(config.tokenPath, {audience: config.tokenAudience, now: clock.now()});
 			const expiry = token.expiresAt ? `, expires ${token.expiresAt.toISOString()}` : '';
 			const doubts = token.problems.map(problem => `, but: ${problem.message}`).join('');
 			return {token, description: `token for ${token.subject ?? 'an unnamed subject'}${expiry}${doubts}`};
 		} catch (error) {
-			const description = reasonOf(error);
+			const description = error instanceof AgentError ? error.message : reasonOf(error);
 			if (toldToken !== description) log.debug({reason: description}, 'no usable bootstrap token');
 			toldToken = description;
-			return {description: `no token: ${description}`};
+			return {problem: error, description: `no token: ${description}`};
 		}
 	}
 
-	async function chooseCredentials(auth: 'any' | 'certificate-only'): Promise<Credentials> {
+	async function chooseCredentials(auth: 'any' | 'certificate-only', {isPlaintext}: Endpoint): Promise<Credentials> {
 		const held = clientCertificate();
 		const isUsable = held !== undefined && isPresentable(held, workload, clock.now());
-		const {token, description} = auth === 'any' ? await readToken() : {token: undefined, description: 'token held back on purpose'};
+		const {token, problem, description} =
+			auth === 'any' ? await readToken() : {description: 'token held back on purpose'};
+		// Nothing to show is nothing to ask with: the answer is known, and would hide the reason.
+		if (!isUsable && !isPlaintext && problem instanceof AgentError) throw withoutCredentials(problem);
 		const isShown = isUsable && !(isCertificateWithheld && token !== undefined);
 		const certificateText = isShown
 			? `certificate ${held.spiffeId} until ${held.notAfter.toISOString()}`
@@ -105,7 +132,7 @@ export function createControlPlane({config, workload, clientCertificate, clock, 
 	): Promise<T> {
 		const errors: AgentError[] = [];
 		for (const endpoint of endpoints) {
-			const shown = await chooseCredentials(auth);
+			const shown = await chooseCredentials(auth, endpoint);
 			try {
 				const connection = await connect(connectDeps, endpoint, anchor, shown, headers, signal);
 				return await act(connection, shown);

@@ -3,7 +3,7 @@ import type {IdentityFailure} from './types.ts';
 
 /** An error as status shows it. */
 export function describe(error: unknown, at: Date): IdentityFailure {
-	if (error instanceof AgentError) return {code: error.code, message: reasonOf(error), hint: error.hint, at};
+	if (error instanceof AgentError) return {code: error.code, message: error.message, hint: error.hint, at};
 	return {code: 'internal', message: reasonOf(error), at};
 }
 

@@ -244,12 +244,12 @@ class Rotator {
 	}
 
 	#lockOut(error: AgentError): void {
-		const isNew = this.#lockedOut?.message !== error.message;
+		// Not the message: that of an expired token tells the time.
+		const isNew = this.#lockedOut?.code !== error.code;
 		this.#lockedOut = error;
 		this.#retryAt = undefined;
 		this.#lastError = describe(error, this.#deps.clock.now());
-		if (isNew)
-			this.#deps.log.error({err: error, hint: error.hint}, 'locked out: no valid certificate and no usable token');
+		if (isNew) this.#deps.log.error({err: error}, 'locked out: no valid certificate and no usable token');
 		this.#deps.changed();
 	}
 

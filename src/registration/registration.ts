@@ -68,7 +68,15 @@ export function nextState(before: RegistrationState, {state, lastError}: Upstrea
  * Auto-registration: istiod writes our WorkloadEntry when our stream opens and takes it away after it closes, so being
  * registered is having a stream it has accepted. This part follows that and says what it means.
  */
-export function startRegistration({workload, upstream, onUpstreamChange, withdraw, gate, clock, log}: RegistrationDeps): Registration {
+export function startRegistration({
+	workload,
+	upstream,
+	onUpstreamChange,
+	withdraw,
+	gate,
+	clock,
+	log,
+}: RegistrationDeps): Registration {
 	const {group, namespace, addresses} = workload;
 	const [address = ''] = addresses;
 	const network = workload.metadata['NETWORK'] || undefined;
@@ -82,9 +90,9 @@ export function startRegistration({workload, upstream, onUpstreamChange, withdra
 		const next = nextState(state, status);
 		if (next !== state) {
 			since = clock.now();
-			const fields = {entry, address, ...(status.lastError ? {reason: status.lastError.message, hint: status.lastError.hint} : {})};
-			if (next === 'registered') log.info(fields, 'registered');
-			else if (next === 'refused') log.error(fields, 'registration refused');
+			if (next === 'registered') log.info({entry, address}, 'registered');
+			// Why, the relay has told: it is the stream that was refused.
+			else if (next === 'refused') log.info({entry, address, code: status.lastError?.code}, 'registration refused');
 		}
 		state = next;
 		if (state === 'registered') gate.open(`${entry} at ${address}`);

@@ -3,7 +3,14 @@ import {AgentError} from '../errors.ts';
 import {Backoff, type Clock, type Metrics, type Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
-import {encodeDeltaRequest, encodeSotwRequest, type ErrorDetail, parseDeltaResponse, parseSotwResponse, type Response} from './envelope.ts';
+import {
+	type ErrorDetail,
+	encodeDeltaRequest,
+	encodeSotwRequest,
+	parseDeltaResponse,
+	parseSotwResponse,
+	type Response,
+} from './envelope.ts';
 
 /** What the workload says of itself; sent without payload, as istiod wants it. */
 export interface HealthReport {
@@ -22,7 +29,9 @@ export interface UpstreamStatus {
 	/** Failures since the last good stream. */
 	readonly attempts: number;
 	readonly nextAttemptAt: Date | undefined;
-	readonly lastError: {readonly code: string; readonly message: string; readonly hint: string | undefined; readonly at: Date} | undefined;
+	readonly lastError:
+		| {readonly code: string; readonly message: string; readonly hint: string | undefined; readonly at: Date}
+		| undefined;
 }
 
 export interface UpstreamDeps {
@@ -65,9 +74,13 @@ const order: readonly string[] = [
 ];
 
 function silent(endpoint: string): AgentError {
-	return new AgentError('control_plane.unreachable', `ADS stream at ${endpoint}: no answer for ${firstAnswerMs / 1000} s`, {
-		hint: `${endpoint} takes connections and says nothing: look at its load and its log. The agent tries again, elsewhere if it can`,
-	});
+	return new AgentError(
+		'control_plane.unreachable',
+		`ADS stream at ${endpoint}: no answer for ${firstAnswerMs / 1000} s`,
+		{
+			hint: `${endpoint} takes connections and says nothing: look at its load and its log. The agent tries again, elsewhere if it can`,
+		},
+	);
 }
 
 interface StreamState {
@@ -102,7 +115,10 @@ export class Upstream implements Running {
 		this.#deps = deps;
 		this.#protocol = deps.protocol;
 		this.#backoff = new Backoff({...deps.backoff, resetAfterMs: deps.backoff.maxMs * 3}, deps.clock, deps.random);
-		this.#connects = deps.metrics.counter('relay_upstream_streams_total', 'ADS streams opened to the control plane, by how they ended');
+		this.#connects = deps.metrics.counter(
+			'relay_upstream_streams_total',
+			'ADS streams opened to the control plane, by how they ended',
+		);
 		this.#status = {
 			state: 'idle',
 			endpoint: undefined,
@@ -245,10 +261,14 @@ export class Upstream implements Running {
 
 	/** Everything wanted, in order. The health report follows the listeners: istiod has the workload by then. */
 	#replay(current: StreamState): void {
-		const urls = [...order.filter(url => this.#wanted.has(url)), ...[...this.#wanted.keys()].filter(url => !order.includes(url))];
+		const urls = [
+			...order.filter(url => this.#wanted.has(url)),
+			...[...this.#wanted.keys()].filter(url => !order.includes(url)),
+		];
 		for (const url of urls) {
 			const names = this.#wanted.get(url)!;
-			if (names.size > 0 || isWildcardType(url) || url === typeUrl.nameTable || url === typeUrl.proxyConfig) this.#send(url, names, []);
+			if (names.size > 0 || isWildcardType(url) || url === typeUrl.nameTable || url === typeUrl.proxyConfig)
+				this.#send(url, names, []);
 		}
 		if (current.asked.has(typeUrl.listener)) this.#sendHealth(current);
 	}
@@ -263,7 +283,16 @@ export class Upstream implements Running {
 		if (current.protocol === 'delta') {
 			this.#write(current, encodeDeltaRequest({node, typeUrl: url, subscribe: added, unsubscribe: removed}));
 		} else {
-			this.#write(current, encodeSotwRequest({node, typeUrl: url, names: this.#wanted.get(url), version: asked?.version, nonce: asked?.nonce}));
+			this.#write(
+				current,
+				encodeSotwRequest({
+					node,
+					typeUrl: url,
+					names: this.#wanted.get(url),
+					version: asked?.version,
+					nonce: asked?.nonce,
+				}),
+			);
 		}
 	}
 
@@ -285,7 +314,9 @@ export class Upstream implements Running {
 		try {
 			response = current.protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message);
 		} catch (cause) {
-			current.stream.call.destroy(new AgentError('relay.malformed', `read answer of ${current.stream.endpoint}: not an xDS response`, {cause}));
+			current.stream.call.destroy(
+				new AgentError('relay.malformed', `read answer of ${current.stream.endpoint}: not an xDS response`, {cause}),
+			);
 			return;
 		}
 		const asked = current.asked.get(response.typeUrl);
@@ -298,21 +329,27 @@ export class Upstream implements Running {
 		asked.hasAnswered = true;
 		asked.nonce = response.nonce;
 		asked.version = response.version;
-		this.#deps.log.debug({type: shortType(response.typeUrl), resources: response.resources.length, bytes: message.length}, 'answer received');
+		this.#deps.log.debug(
+			{type: shortType(response.typeUrl), resources: response.resources.length, bytes: message.length},
+			'answer received',
+		);
 		this.#deps.onResponse(response, isWhole, message.length);
 	}
 
 	#noteFailure(error: unknown): void {
 		const {log, clock} = this.#deps;
-		const failure = error instanceof AgentError ? error : new AgentError('control_plane.failed', String(error), {cause: error});
+		const failure =
+			error instanceof AgentError ? error : new AgentError('control_plane.failed', String(error), {cause: error});
 		this.#connects({end: failure.code});
 		if (failure.code === 'control_plane.unsupported' && this.#protocol === 'delta') {
 			this.#protocol = 'sotw';
 			log.warn('the control plane has no delta ADS, using state of the world');
 		}
 		const {lastError, attempts} = this.#status;
-		// The same refusal again and again is one line, not one a minute for a night.
-		if (lastError?.code !== failure.code) log.warn({err: failure}, 'control plane connection failed');
+		// The same refusal again and again is one line, not one a minute for a night; what identity has told is none.
+		const isNews = lastError?.code !== failure.code && !failure.code.startsWith('identity.');
+		const needsSomebody = (failure.fields['mender'] ?? 'time') !== 'time';
+		if (isNews) log[needsSomebody ? 'error' : 'warn']({err: failure}, 'control plane connection failed');
 		else log.debug({err: failure, attempts}, 'control plane connection failed again');
 		this.#set({
 			attempts: attempts + 1,
@@ -332,7 +369,8 @@ export class Upstream implements Running {
 	}
 
 	#set(change: Partial<UpstreamStatus>): void {
-		const since = change.state !== undefined && change.state !== this.#status.state ? this.#deps.clock.now() : this.#status.since;
+		const since =
+			change.state !== undefined && change.state !== this.#status.state ? this.#deps.clock.now() : this.#status.since;
 		this.#status = {...this.#status, ...change, since, protocol: this.#protocol};
 		this.#deps.onState();
 	}
