@@ -15,6 +15,9 @@ import {ask} from './load.ts';
 
 export const namespace = 'mesh';
 
+/** Runs at full length, which takes many minutes. */
+export const isLong = process.env['ONRAMP_LONG_TESTS'] === '1';
+
 export interface MeshOptions {
 	/** Workloads by name → WorkloadGroup. `{cluster: 'cluster', vm: 'vm'}` unless given. */
 	readonly workloads?: Readonly<Record<string, string>>;
