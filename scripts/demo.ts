@@ -3,7 +3,7 @@
 import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import {type EchoApp, type Echo, startEchoApp} from '../src/sandbox/echo-app.ts';
+import {type Echo, type EchoApp, startEchoApp} from '../src/sandbox/echo-app.ts';
 import {type Sandbox, startSandbox} from '../src/sandbox/index.ts';
 import {freePorts, LocalWorkload} from '../src/sandbox/local-workload.ts';
 import {ensureEnvoy} from './fetch-envoy.ts';
@@ -48,7 +48,14 @@ async function main(): Promise<void> {
 	const directory = await mkdtemp(join(tmpdir(), 'onramp-demo-'));
 	cleanUps.push(() => rm(directory, {recursive: true, force: true}));
 	const envoyPath = await ensureEnvoy();
-	const [clusterOut, clusterIn, vmOut, vmIn, toVm, toCluster] = (await freePorts(6)) as [number, number, number, number, number, number];
+	const [clusterOut, clusterIn, vmOut, vmIn, toVm, toCluster] = (await freePorts(6)) as [
+		number,
+		number,
+		number,
+		number,
+		number,
+		number,
+	];
 	const apps = {cluster: await startEchoApp('echo on the cluster'), vm: await startEchoApp('echo on the VM')};
 	cleanUps.push(apps.cluster.stop, apps.vm.stop);
 
@@ -71,7 +78,10 @@ async function main(): Promise<void> {
 	await step('WorkloadEntry of the VM', async () => {
 		const entry = sandbox.workloadEntries().find(({name}) => name === 'vm-127.0.1.20');
 		check(entry !== undefined, 'no WorkloadEntry vm-127.0.1.20');
-		return {value: undefined, result: `${entry!.namespace}/${entry!.name}, address ${entry!.spec.address}, ${JSON.stringify(entry!.labels)}`};
+		return {
+			value: undefined,
+			result: `${entry!.namespace}/${entry!.name}, address ${entry!.spec.address}, ${JSON.stringify(entry!.labels)}`,
+		};
 	});
 	await showTraffic('VM → cluster', toCluster, vm, cluster);
 	await showTraffic('cluster → VM', toVm, cluster, vm);
@@ -83,7 +93,11 @@ async function main(): Promise<void> {
 	if (!isOnce) await stayUp(sandbox, vm, cluster, {toVm, toCluster});
 }
 
-function defineMesh(sandbox: Sandbox, apps: {cluster: EchoApp; vm: EchoApp}, bind: {toVm: number; toCluster: number}): void {
+function defineMesh(
+	sandbox: Sandbox,
+	apps: {cluster: EchoApp; vm: EchoApp},
+	bind: {toVm: number; toCluster: number},
+): void {
 	for (const name of ['cluster', 'vm'] as const) {
 		const {port} = apps[name];
 		sandbox.addWorkloadGroup({name, namespace, serviceAccount: `${name}-sa`, labels: {app: name}, ports: {http: port}});
@@ -100,7 +114,14 @@ function defineMesh(sandbox: Sandbox, apps: {cluster: EchoApp; vm: EchoApp}, bin
 }
 
 /** A bundle in istioctl's format, `onramp join` with it, and the wait until every gate is open. */
-async function join_(sandbox: Sandbox, name: string, address: string, app: EchoApp, directory: string, envoyPath: string): Promise<Side> {
+async function join_(
+	sandbox: Sandbox,
+	name: string,
+	address: string,
+	app: EchoApp,
+	directory: string,
+	envoyPath: string,
+): Promise<Side> {
 	const bundle = await step(`bundle for the ${name}`, async () => {
 		const value = await sandbox.writeBundle(join(directory, `${name}-bundle`), {group: name, namespace});
 		return {value, result: 'cluster.env mesh.yaml root-cert.pem istio-token hosts'};
@@ -132,7 +153,10 @@ async function join_(sandbox: Sandbox, name: string, address: string, app: EchoA
 
 /** One plain HTTP request to the caller's own Envoy; the other side's application says whom it saw. */
 async function ask(port: number): Promise<Echo> {
-	const response = await fetch(`http://127.0.0.1:${port}/hello`, {signal: AbortSignal.timeout(5000), headers: {connection: 'close'}});
+	const response = await fetch(`http://127.0.0.1:${port}/hello`, {
+		signal: AbortSignal.timeout(5000),
+		headers: {connection: 'close'},
+	});
 	check(response.status === 200, `HTTP ${response.status}: ${await response.clone().text()}`);
 	return (await response.json()) as Echo;
 }
@@ -149,7 +173,10 @@ async function showTraffic(name: string, port: number, caller: Side, called: Sid
 
 async function showCertificate(side: Side): Promise<void> {
 	await step('certificate of the VM', async () => {
-		const {serial, notAfter, nextRotationAt} = (await side.workload.status()).parts['identity'] as Record<string, string>;
+		const {serial, notAfter, nextRotationAt} = (await side.workload.status()).parts['identity'] as Record<
+			string,
+			string
+		>;
 		return {value: undefined, result: `serial ${serial}, valid until ${notAfter}, next rotation ${nextRotationAt}`};
 	});
 }
@@ -164,7 +191,10 @@ async function showNoRejections(sandbox: Sandbox, sides: readonly Side[]): Promi
 			for (const {name} of relay.removals) removed.add(name);
 		}
 		check(removed.size > 0, 'nothing was taken out, although the control plane sends Istio-only filters');
-		return {value: undefined, result: `${sandbox.acks.all.length} updates acknowledged, none refused; taken out: ${[...removed].sort().join(', ')}`};
+		return {
+			value: undefined,
+			result: `${sandbox.acks.all.length} updates acknowledged, none refused; taken out: ${[...removed].sort().join(', ')}`,
+		};
 	});
 }
 
@@ -200,7 +230,10 @@ async function rotateUnderLoad(side: Side, port: number): Promise<void> {
 		await Promise.all(pending);
 		check(failed === 0, `${failed} of ${sent} requests failed: ${firstFailure}`);
 		check(serials.size === 3, `expected 3 new certificates, saw ${serials.size}`);
-		return {value: undefined, result: `3 rotations, ${sent} requests, 0 lost; the other side saw ${hashes.size} certificates`};
+		return {
+			value: undefined,
+			result: `3 rotations, ${sent} requests, 0 lost; the other side saw ${hashes.size} certificates`,
+		};
 	});
 }
 
@@ -218,10 +251,16 @@ async function retry<T>(act: () => Promise<T>, deadlineMs: number): Promise<T> {
 
 function printTable(): void {
 	console.log(`\n${'step'.padEnd(30)} ${'ms'.padStart(6)}  result`);
-	for (const {step: name, ms, result, isGood} of rows) console.log(`${name.padEnd(30)} ${String(Math.round(ms)).padStart(6)}  ${isGood ? result : `FAIL ${result}`}`);
+	for (const {step: name, ms, result, isGood} of rows)
+		console.log(`${name.padEnd(30)} ${String(Math.round(ms)).padStart(6)}  ${isGood ? result : `FAIL ${result}`}`);
 }
 
-async function stayUp(sandbox: Sandbox, vm: Side, cluster: Side, bind: {toVm: number; toCluster: number}): Promise<void> {
+async function stayUp(
+	sandbox: Sandbox,
+	vm: Side,
+	cluster: Side,
+	bind: {toVm: number; toCluster: number},
+): Promise<void> {
 	console.log(`
 The mesh stays up until Ctrl-C. Look at it:
   as the VM          curl http://127.0.0.1:${bind.toCluster}/      (its Envoy sends it over mutual TLS to the cluster)
@@ -249,7 +288,8 @@ const interrupt = () => {
 if (isOnce) for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, interrupt);
 
 async function finish(): Promise<void> {
-	for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp().catch(error => console.error(`clean-up: ${String(error)}`));
+	for (const cleanUp of cleanUps.splice(0).reverse())
+		await cleanUp().catch(error => console.error(`clean-up: ${String(error)}`));
 	const failed = rows.filter(({isGood}) => !isGood).length + (isInterrupted ? 1 : 0);
 	console.log(`demo: ${rows.length - rows.filter(({isGood}) => !isGood).length} passed, ${failed} failed`);
 	process.exit(failed === 0 ? 0 : 1);

@@ -13,7 +13,11 @@ const steps: readonly Step[] = [
 	{name: 'format and lint', command: ['biome', 'ci', '--reporter=summary'], isTap: false},
 	{name: 'types', command: ['tsc'], isTap: false},
 	{name: 'unit', command: ['ava', '--tap', 'test/unit/**/*.test.ts'], isTap: true},
-	{name: 'integration', command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/integration/**/*.test.ts'], isTap: true},
+	{
+		name: 'integration',
+		command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/integration/**/*.test.ts'],
+		isTap: true,
+	},
 ];
 
 let passed = 0;

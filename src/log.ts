@@ -36,7 +36,18 @@ export class Secret {
 }
 
 /** The second net: fields with such names are redacted whatever they hold. The first net is {@link Secret}. */
-const redacted = ['token', 'key', 'keyPem', 'privateKey', 'authorization', '*.token', '*.key', '*.keyPem', '*.privateKey', '*.authorization'];
+const redacted = [
+	'token',
+	'key',
+	'keyPem',
+	'privateKey',
+	'authorization',
+	'*.token',
+	'*.key',
+	'*.keyPem',
+	'*.privateKey',
+	'*.authorization',
+];
 
 /** syslog priorities, which journald reads from a `<N>` prefix. */
 const priority: Record<number, string> = {20: '<7>', 30: '<6>', 40: '<4>', 50: '<3>', 60: '<2>'};
@@ -61,13 +72,16 @@ export const silentLogger: Logger = pino({level: 'silent'});
 
 /** Our own errors say all in one sentence, causes included; of any other the stack is wanted. */
 function serializeError(error: unknown): unknown {
-	if (!(error instanceof AgentError)) return error instanceof Error ? pino.stdSerializers.err(error) : {message: String(error)};
+	if (!(error instanceof AgentError))
+		return error instanceof Error ? pino.stdSerializers.err(error) : {message: String(error)};
 	return {message: error.message, code: error.code, hint: error.hint};
 }
 
 function renderText(line: string, journal: boolean): string {
 	const {level, time, part, msg, err, ...fields} = JSON.parse(line) as Record<string, unknown>;
-	const head = journal ? (priority[level as number] ?? '<6>') : `${String(time)} ${pino.levels.labels[level as number]?.padEnd(5) ?? ''} `;
+	const head = journal
+		? (priority[level as number] ?? '<6>')
+		: `${String(time)} ${pino.levels.labels[level as number]?.padEnd(5) ?? ''} `;
 	const rest = Object.entries(fields).map(([name, value]) => ` ${name}=${renderValue(value)}`);
 	const {message, code, hint} = (err ?? {}) as Record<string, unknown>;
 	const reason = Object.entries({reason: message, code, hint})

@@ -1,4 +1,4 @@
-import {rmSync} from 'node:fs';
+import {readdirSync, readFileSync, rmSync} from 'node:fs';
 
 /**
  * What must be gone when the bench ends, however it ends. Everything is synchronous, so that it also works in the
@@ -20,6 +20,7 @@ export function removeAtEnd(directory: string): void {
 export function installCleanUp(): void {
 	process.on('exit', () => {
 		for (const kill of kills) kill();
+		for (const directory of directories) killAllIn(directory);
 		for (const directory of directories) rmSync(directory, {recursive: true, force: true, maxRetries: 5});
 	});
 	// 128 + number of the signal, as a shell reports it.
@@ -39,5 +40,21 @@ export function killNow(pid: number | undefined): void {
 		process.kill(pid, 'SIGKILL');
 	} catch {
 		// It has ended before.
+	}
+}
+
+/**
+ * SIGKILL to every process that was started with a path below this directory. Only what the bench itself starts can
+ * name its temporary directory; so this also finds an Envoy that its agent, killed a moment ago, had not yet noted.
+ */
+export function killAllIn(directory: string): void {
+	for (const name of readdirSync('/proc')) {
+		if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
+		try {
+			const words = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
+			if (words.some(word => word.startsWith(`${directory}/`))) killNow(Number(name));
+		} catch {
+			// It has ended meanwhile.
+		}
 	}
 }

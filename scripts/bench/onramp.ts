@@ -1,6 +1,6 @@
 import {LocalWorkload} from '../../src/sandbox/local-workload.ts';
 import type {Agent} from './agent.ts';
-import {killAtEnd, killNow} from './cleanup.ts';
+import {killAllIn, killAtEnd, killNow} from './cleanup.ts';
 import type {Target} from './http.ts';
 
 export interface OnrampOptions {
@@ -37,7 +37,7 @@ class Onramp implements Agent {
 		this.#workload = workload;
 		this.#forget = killAtEnd(() => {
 			if (!this.hasEnded) killNow(workload.pid);
-			killNow(workload.envoyPid());
+			killAllIn(workload.options.directory);
 		});
 	}
 
@@ -77,7 +77,8 @@ class Onramp implements Agent {
 	}
 
 	async destroy(): Promise<void> {
-		await this.#workload.destroy();
+		if (!this.hasEnded) await this.crash();
+		killAllIn(this.#workload.options.directory);
 		this.#forget();
 	}
 }

@@ -71,7 +71,12 @@ export async function connect(
 		client.close();
 		throw signal.aborted ? signal.reason : explainConnect(error, name, serverName, anchor, shown);
 	}
-	return {client, endpoint: name, metadata: metadataOf(clusterId, headers, endpoint, shown), close: () => client.close()};
+	return {
+		client,
+		endpoint: name,
+		metadata: metadataOf(clusterId, headers, endpoint, shown),
+		close: () => client.close(),
+	};
 }
 
 async function tlsCredentials(anchor: TrustAnchor, learned: string, certificate: ClientCertificate | undefined) {
@@ -84,10 +89,17 @@ async function tlsCredentials(anchor: TrustAnchor, learned: string, certificate:
 function targetOf(addresses: readonly string[], port: number): string {
 	const isV6 = addresses[0]!.includes(':');
 	const same = addresses.filter(address => address.includes(':') === isV6);
-	return isV6 ? `ipv6:${same.map(address => `[${address}]:${port}`).join(',')}` : `ipv4:${same.map(address => `${address}:${port}`).join(',')}`;
+	return isV6
+		? `ipv6:${same.map(address => `[${address}]:${port}`).join(',')}`
+		: `ipv4:${same.map(address => `${address}:${port}`).join(',')}`;
 }
 
-function metadataOf(clusterId: string, headers: Readonly<Record<string, string>>, endpoint: Endpoint, {token}: Credentials): Metadata {
+function metadataOf(
+	clusterId: string,
+	headers: Readonly<Record<string, string>>,
+	endpoint: Endpoint,
+	{token}: Credentials,
+): Metadata {
 	const metadata = new Metadata();
 	metadata.set('clusterid', clusterId);
 	for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
@@ -128,38 +140,63 @@ function untilUp(client: Client, timeoutMs: number, signal: AbortSignal): Promis
 function lastError(client: Client): Promise<Error> {
 	const pass = (value: Buffer) => value;
 	return new Promise(resolve => {
-		client.makeUnaryRequest('/onramp.Connect/Why', pass, pass, Buffer.alloc(0), {deadline: Date.now() + 2000}, (error: ServiceError | null) =>
-			resolve(error ?? new Error('connection lost')),
+		client.makeUnaryRequest(
+			'/onramp.Connect/Why',
+			pass,
+			pass,
+			Buffer.alloc(0),
+			{deadline: Date.now() + 2000},
+			(error: ServiceError | null) => resolve(error ?? new Error('connection lost')),
 		);
 	});
 }
 
-const untrusted = /self[- ]signed|unable to (verify|get)|certificate has expired|not yet valid|signature failure|CERT_/i;
+const untrusted =
+	/self[- ]signed|unable to (verify|get)|certificate has expired|not yet valid|signature failure|CERT_/i;
 const wrongName = /altnames|Hostname\/IP/i;
-const refusedCertificate = /alert (unknown ca|bad certificate|certificate (expired|revoked|unknown|required)|access denied|decrypt error)|alert number (42|43|44|45|46|48|49|51|116)/i;
+const refusedCertificate =
+	/alert (unknown ca|bad certificate|certificate (expired|revoked|unknown|required)|access denied|decrypt error)|alert number (42|43|44|45|46|48|49|51|116)/i;
 
 /** The reason a connection did not come up, in words; certificates refused by either side are told apart from a dead network. */
-function explainConnect(error: unknown, endpoint: string, serverName: string, anchor: TrustAnchor, shown: Credentials): AgentError {
+function explainConnect(
+	error: unknown,
+	endpoint: string,
+	serverName: string,
+	anchor: TrustAnchor,
+	shown: Credentials,
+): AgentError {
 	if (error instanceof AgentError) return error;
 	const text = connectText(error);
 	const roots = anchor.kind === 'system' ? 'the system’s roots' : anchor.path;
 	if (wrongName.test(text)) {
-		return new AgentError('control_plane.untrusted', `connect to ${endpoint}: its certificate is not for "${serverName}" (${text})`, {
-			cause: error,
-			hint: 'set control-plane.server-name (ISTIOD_SAN) to a name in the certificate, or correct the address',
-		});
+		return new AgentError(
+			'control_plane.untrusted',
+			`connect to ${endpoint}: its certificate is not for "${serverName}" (${text})`,
+			{
+				cause: error,
+				hint: 'set control-plane.server-name (ISTIOD_SAN) to a name in the certificate, or correct the address',
+			},
+		);
 	}
 	if (refusedCertificate.test(text)) {
-		return new AgentError('control_plane.unauthenticated', `connect to ${endpoint}: the control plane refuses our client certificate (${text}; ${shown.description})`, {
-			cause: error,
-			hint: 'the agent goes on with the token alone; if it has none, make a new bundle and run onramp join BUNDLE',
-		});
+		return new AgentError(
+			'control_plane.unauthenticated',
+			`connect to ${endpoint}: the control plane refuses our client certificate (${text}; ${shown.description})`,
+			{
+				cause: error,
+				hint: 'the agent goes on with the token alone; if it has none, make a new bundle and run onramp join BUNDLE',
+			},
+		);
 	}
 	if (untrusted.test(text)) {
-		return new AgentError('control_plane.untrusted', `connect to ${endpoint}: its certificate is not signed by any root in ${roots} (${text})`, {
-			cause: error,
-			hint: `the mesh's root may have changed: compare with kubectl get configmap istio-ca-root-cert, and bring a new bundle with onramp join BUNDLE`,
-		});
+		return new AgentError(
+			'control_plane.untrusted',
+			`connect to ${endpoint}: its certificate is not signed by any root in ${roots} (${text})`,
+			{
+				cause: error,
+				hint: `the mesh's root may have changed: compare with kubectl get configmap istio-ca-root-cert, and bring a new bundle with onramp join BUNDLE`,
+			},
+		);
 	}
 	return new AgentError('control_plane.unreachable', `connect to ${endpoint}: ${text}`, {
 		cause: error,
@@ -178,7 +215,10 @@ function connectText(error: unknown): string {
 export function mayBeCertificateRefusal(error: unknown): boolean {
 	if (error instanceof AgentError) {
 		if (error.code === 'control_plane.unauthenticated') return true;
-		return error.code === 'control_plane.unreachable' && /ECONNRESET|EPIPE|socket|dropped|closed|disconnect/i.test(error.message);
+		return (
+			error.code === 'control_plane.unreachable' &&
+			/ECONNRESET|EPIPE|socket|dropped|closed|disconnect/i.test(error.message)
+		);
 	}
 	return false;
 }

@@ -1,4 +1,10 @@
-export {type AdsProtocol, type AdsStream, type ControlPlane, type ControlPlaneDeps, createControlPlane} from './control-plane.ts';
+export {
+	type AdsProtocol,
+	type AdsStream,
+	type ControlPlane,
+	type ControlPlaneDeps,
+	createControlPlane,
+} from './control-plane.ts';
 export {buildNode, encodeNode, type Node} from './node-metadata.ts';
 export {explainRefusal, type Mender, type RefusalContext} from './refusals.ts';
 export {formatEndpoint, type Lookup, resolveEndpoint, systemLookup} from './resolve.ts';

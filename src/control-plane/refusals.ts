@@ -41,7 +41,8 @@ const rules: readonly Rule[] = [
 		to: 'control_plane.group_missing',
 		mender: 'mesh operator',
 		cause: c => `WorkloadGroup ${c.namespace}/${c.group} does not exist`,
-		hint: c => `kubectl -n ${c.namespace} get workloadgroup; create ${c.group}, or correct AUTO_REGISTER_GROUP in the bundle. The agent keeps asking`,
+		hint: c =>
+			`kubectl -n ${c.namespace} get workloadgroup; create ${c.group}, or correct AUTO_REGISTER_GROUP in the bundle. The agent keeps asking`,
 	},
 	{
 		code: grpcStatus.UNKNOWN,
@@ -88,7 +89,8 @@ const rules: readonly Rule[] = [
 		code: grpcStatus.PERMISSION_DENIED,
 		to: 'control_plane.permission_denied',
 		mender: 'mesh operator',
-		cause: c => `our identity is not ${c.namespace}/${c.serviceAccount}, which the node metadata claims (${c.credentials})`,
+		cause: c =>
+			`our identity is not ${c.namespace}/${c.serviceAccount}, which the node metadata claims (${c.credentials})`,
 		hint: c => `the token must be for service account ${c.serviceAccount} in ${c.namespace}: ${newBundle(c)}`,
 	},
 	{
@@ -97,14 +99,16 @@ const rules: readonly Rule[] = [
 		to: 'control_plane.csr_refused',
 		mender: 'vm operator',
 		cause: () => 'the control plane does not accept the certificate request',
-		hint: () => 'look at identity.certificate-lifetime (the CA has a maximum, 90 days by default) and identity.key-type',
+		hint: () =>
+			'look at identity.certificate-lifetime (the CA has a maximum, 90 days by default) and identity.key-type',
 	},
 	{
 		code: grpcStatus.INVALID_ARGUMENT,
 		to: 'control_plane.node_refused',
 		mender: 'vm operator',
 		cause: () => 'the control plane cannot read our node metadata',
-		hint: () => 'onramp config print shows the metadata; a value of the wrong type in proxyMetadata is the usual reason',
+		hint: () =>
+			'onramp config print shows the metadata; a value of the wrong type in proxyMetadata is the usual reason',
 	},
 	{
 		code: grpcStatus.RESOURCE_EXHAUSTED,
@@ -148,7 +152,9 @@ const rules: readonly Rule[] = [
 export function explainRefusal(error: unknown, context: RefusalContext): AgentError {
 	if (error instanceof AgentError) return error;
 	if (!isServiceError(error)) {
-		return new AgentError('control_plane.failed', `${context.doing} at ${context.endpoint}: ${String(error)}`, {cause: error});
+		return new AgentError('control_plane.failed', `${context.doing} at ${context.endpoint}: ${String(error)}`, {
+			cause: error,
+		});
 	}
 	const text = error.details || error.message;
 	const rule = rules.find(({code, text: pattern}) => code === error.code && (!pattern || pattern.test(text)));

@@ -1,5 +1,5 @@
-import {readFile} from 'node:fs/promises';
 import {X509Certificate} from 'node:crypto';
+import {readFile} from 'node:fs/promises';
 import {isIP} from 'node:net';
 import {rootCertificates} from 'node:tls';
 import type {Endpoint, TrustAnchor} from '../config/types.ts';
@@ -45,17 +45,26 @@ async function readRootFile(path: string): Promise<string> {
 	try {
 		pem = await readFile(path, 'utf8');
 	} catch (cause) {
-		throw new AgentError('control_plane.root_unusable', `read root certificate ${path}: ${reasonOf(cause)}`, {cause, hint});
+		throw new AgentError('control_plane.root_unusable', `read root certificate ${path}: ${reasonOf(cause)}`, {
+			cause,
+			hint,
+		});
 	}
 	const blocks = pem.match(certificatePattern) ?? [];
 	if (blocks.length === 0) {
-		throw new AgentError('control_plane.root_unusable', `read root certificate ${path}: no PEM certificate in it`, {hint});
+		throw new AgentError('control_plane.root_unusable', `read root certificate ${path}: no PEM certificate in it`, {
+			hint,
+		});
 	}
 	for (const [i, block] of blocks.entries()) {
 		try {
 			new X509Certificate(block);
 		} catch (cause) {
-			throw new AgentError('control_plane.root_unusable', `read root certificate ${path}: certificate ${i + 1} is damaged`, {cause, hint});
+			throw new AgentError(
+				'control_plane.root_unusable',
+				`read root certificate ${path}: certificate ${i + 1} is damaged`,
+				{cause, hint},
+			);
 		}
 	}
 	return pem;
@@ -65,7 +74,11 @@ async function readRootFile(path: string): Promise<string> {
  * Whether to show this certificate to the control plane. istiod aborts the handshake on one it cannot verify, before
  * it looks at any token, so an expired one, or one made for another workload, locks us out rather than being ignored.
  */
-export function isPresentable(certificate: ClientCertificate, workload: {namespace: string; serviceAccount: string}, now: Date): boolean {
+export function isPresentable(
+	certificate: ClientCertificate,
+	workload: {namespace: string; serviceAccount: string},
+	now: Date,
+): boolean {
 	if (certificate.notAfter.getTime() <= now.getTime()) return false;
 	return certificate.spiffeId.endsWith(`/ns/${workload.namespace}/sa/${workload.serviceAccount}`);
 }

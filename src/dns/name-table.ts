@@ -50,5 +50,9 @@ function parseNameInfo(field: FieldReader): NameInfo {
 
 /** A DNS name: labels of 1 to 63 bytes, 253 in all; a leading `*.` is a wildcard (RFC 1035, section 2.3.4). */
 function isHostName(host: string): boolean {
-	return host.length > 0 && host.length <= 253 && host.split('.').every(label => label.length > 0 && label.length <= 63 && !/[\s\x00-\x1f]/.test(label));
+	return (
+		host.length > 0 &&
+		host.length <= 253 &&
+		host.split('.').every(label => label.length > 0 && label.length <= 63 && !/[\s\x00-\x1f]/.test(label))
+	);
 }

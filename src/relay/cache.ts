@@ -1,6 +1,6 @@
 import {hash} from 'node:crypto';
-import {FieldReader} from '../proto/wire.ts';
 import {typeUrl} from '../proto/types.ts';
+import {FieldReader} from '../proto/wire.ts';
 import type {RawResource} from './envelope.ts';
 import type {Rewriter} from './rewrite.ts';
 
@@ -65,7 +65,8 @@ export class TypeCache {
 		}
 		// A few slices would keep the whole message they came in alive; then their bytes are copied out of it.
 		const isCopied = changedBytes * 2 < messageBytes;
-		for (const {name, any} of changed) this.resources.set(name, new CachedResource(name, isCopied ? Buffer.from(any) : any));
+		for (const {name, any} of changed)
+			this.resources.set(name, new CachedResource(name, isCopied ? Buffer.from(any) : any));
 
 		const gone = removed.filter(name => this.resources.delete(name));
 		if (isWhole) {

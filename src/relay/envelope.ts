@@ -165,7 +165,11 @@ export function encodeDeltaRequest(request: {
 }): Buffer {
 	const writer = new FieldWriter();
 	if (request.node) writer.bytes(1, request.node);
-	writer.string(2, request.typeUrl).strings(3, request.subscribe ?? []).strings(4, request.unsubscribe ?? []).string(6, request.nonce ?? '');
+	writer
+		.string(2, request.typeUrl)
+		.strings(3, request.subscribe ?? [])
+		.strings(4, request.unsubscribe ?? [])
+		.string(6, request.nonce ?? '');
 	if (request.error) appendStatus(writer, 7, request.error);
 	return writer.finish();
 }
@@ -180,7 +184,10 @@ export function encodeSotwRequest(request: {
 }): Buffer {
 	const writer = new FieldWriter().string(1, request.version ?? '');
 	if (request.node) writer.bytes(2, request.node);
-	writer.strings(3, request.names ?? []).string(4, request.typeUrl).string(5, request.nonce ?? '');
+	writer
+		.strings(3, request.names ?? [])
+		.string(4, request.typeUrl)
+		.string(5, request.nonce ?? '');
 	if (request.error) appendStatus(writer, 6, request.error);
 	return writer.finish();
 }

@@ -84,7 +84,9 @@ export function startRelay(deps: RelayDeps): Relay {
 	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type');
 	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result');
 	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held', cacheBytes);
-	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers', () => (upstream.status().state === 'connected' ? 1 : 0));
+	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers', () =>
+		upstream.status().state === 'connected' ? 1 : 0,
+	);
 
 	const notify = () => {
 		for (const listener of listeners) listener();
@@ -100,7 +102,8 @@ export function startRelay(deps: RelayDeps): Relay {
 		if (cache.isComplete) gate.open('configuration received');
 		else {
 			const {lastError, state} = upstream.status();
-			const waiting = state === 'idle' ? 'waiting for Envoy to start' : 'waiting for clusters and listeners from the control plane';
+			const waiting =
+				state === 'idle' ? 'waiting for Envoy to start' : 'waiting for clusters and listeners from the control plane';
 			gate.close(lastError ? lastError.message : waiting, lastError?.hint);
 		}
 		notify();
@@ -202,7 +205,10 @@ export function startRelay(deps: RelayDeps): Relay {
 				const key = `${removal.category} ${removal.name} ${removal.type}`;
 				if (removals.has(key) || removals.size >= maxRemovals) return;
 				removals.set(key, removal);
-				log.info({name: removal.name, type: removal.type, lost: removal.lost}, 'extension taken out: this Envoy does not have it');
+				log.info(
+					{name: removal.name, type: removal.type, lost: removal.lost},
+					'extension taken out: this Envoy does not have it',
+				);
 			},
 		});
 		sessions.add(session);
@@ -304,7 +310,14 @@ export function startRelay(deps: RelayDeps): Relay {
 }
 
 const asIs = (value: Buffer): Buffer => value;
-const stream = {requestStream: true, responseStream: true, requestSerialize: asIs, requestDeserialize: asIs, responseSerialize: asIs, responseDeserialize: asIs};
+const stream = {
+	requestStream: true,
+	responseStream: true,
+	requestSerialize: asIs,
+	requestDeserialize: asIs,
+	responseSerialize: asIs,
+	responseDeserialize: asIs,
+};
 const service = '/envoy.service.discovery.v3.AggregatedDiscoveryService';
 
 const adsDefinition: ServiceDefinition = {
@@ -325,7 +338,10 @@ function parseTrustBundle(body: Buffer): readonly string[] {
 		if (field.number !== 34) continue;
 		const pem = field.string();
 		if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
-			throw new AgentError('relay.malformed', 'read trust bundle of the control plane: an entry is not a PEM certificate');
+			throw new AgentError(
+				'relay.malformed',
+				'read trust bundle of the control plane: an entry is not a PEM certificate',
+			);
 		}
 		roots.push(pem);
 	}

@@ -1,9 +1,16 @@
-import type {ServerDuplexStream} from '@grpc/grpc-js';
 import {setImmediate as nextTurn} from 'node:timers/promises';
+import type {ServerDuplexStream} from '@grpc/grpc-js';
 import type {Logger} from '../log.ts';
 import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
 import type {Cache, CachedResource, Change} from './cache.ts';
-import {DeltaResponseBuilder, type ErrorDetail, parseDeltaRequest, parseSotwRequest, type Request, SotwResponseBuilder} from './envelope.ts';
+import {
+	DeltaResponseBuilder,
+	type ErrorDetail,
+	parseDeltaRequest,
+	parseSotwRequest,
+	type Request,
+	SotwResponseBuilder,
+} from './envelope.ts';
 import {parseNodeExtensions} from './extensions.ts';
 import {createRewriter, type Removal, type Rewriter} from './rewrite.ts';
 
@@ -144,7 +151,8 @@ export class Session {
 	#greet(node: Buffer): void {
 		if (this.#rewriter) return;
 		const {removeUnknownExtensions, onRemoval} = this.#deps;
-		this.#rewriter = removeUnknownExtensions === 'never' ? passThrough : createRewriter(parseNodeExtensions(node), onRemoval);
+		this.#rewriter =
+			removeUnknownExtensions === 'never' ? passThrough : createRewriter(parseNodeExtensions(node), onRemoval);
 	}
 
 	#createType({typeUrl: url, subscribe, initialVersions}: Request): TypeState {
@@ -168,7 +176,8 @@ export class Session {
 		const {outstanding} = state;
 		if (!outstanding || outstanding.nonce !== nonce) return;
 		state.outstanding = undefined;
-		if (error) this.#deps.log.warn({type: shortType(url), code: error.code, reason: error.message}, 'envoy refused an update');
+		if (error)
+			this.#deps.log.warn({type: shortType(url), code: error.code, reason: error.message}, 'envoy refused an update');
 		this.#deps.onAnswered(url, outstanding.upstreamNonce, error);
 	}
 
@@ -293,25 +302,38 @@ export class Session {
 		}
 		const nonce = String(++this.#nonce);
 		const message =
-			this.#deps.protocol === 'delta' ? this.#buildDelta(url, nonce, updates, removed) : this.#buildSotw(url, nonce, state, updates);
+			this.#deps.protocol === 'delta'
+				? this.#buildDelta(url, nonce, updates, removed)
+				: this.#buildSotw(url, nonce, state, updates);
 		for (const [resource, version] of updates) state.sent.set(resource.name, version);
 		for (const name of removed) state.sent.delete(name);
 		state.outstanding = {nonce, upstreamNonce: coveredNonce};
 		state.hasAnswered = true;
-		this.#deps.log.debug({type: shortType(url), sent: updates.length, removed: removed.length, all: isAll, bytes: message.length}, 'sent to envoy');
+		this.#deps.log.debug(
+			{type: shortType(url), sent: updates.length, removed: removed.length, all: isAll, bytes: message.length},
+			'sent to envoy',
+		);
 		this.#isBlocked = !this.#deps.call.write(message);
 	}
 
-	#buildDelta(url: string, nonce: string, updates: readonly [CachedResource, string][], removed: readonly string[]): Buffer {
+	#buildDelta(
+		url: string,
+		nonce: string,
+		updates: readonly [CachedResource, string][],
+		removed: readonly string[],
+	): Buffer {
 		const response = new DeltaResponseBuilder();
-		for (const [resource, version] of updates) response.add(resource.name, version, resource.bytesFor(this.#rewriter!, url));
+		for (const [resource, version] of updates)
+			response.add(resource.name, version, resource.bytesFor(this.#rewriter!, url));
 		return response.finish(url, nonce, removed);
 	}
 
 	/** Clusters and listeners are always sent whole: what is missing is what is removed. Other types may be sent in part. */
 	#buildSotw(url: string, nonce: string, state: TypeState, updates: readonly [CachedResource, string][]): Buffer {
 		const response = new SotwResponseBuilder();
-		const all = state.isWildcard ? this.#deps.cache.type(url).resources.values() : updates.map(([resource]) => resource);
+		const all = state.isWildcard
+			? this.#deps.cache.type(url).resources.values()
+			: updates.map(([resource]) => resource);
 		for (const resource of all) response.add(resource.bytesFor(this.#rewriter!, url));
 		return response.finish(url, nonce, nonce);
 	}
@@ -319,7 +341,14 @@ export class Session {
 
 const passThrough: Rewriter = {profile: '', rewrite: (_url, _name, any) => any};
 
-const preferred = [typeUrl.cluster, typeUrl.endpoint, typeUrl.listener, typeUrl.route, typeUrl.secret, typeUrl.extensionConfig] as const;
+const preferred = [
+	typeUrl.cluster,
+	typeUrl.endpoint,
+	typeUrl.listener,
+	typeUrl.route,
+	typeUrl.secret,
+	typeUrl.extensionConfig,
+] as const;
 
 /** Make before break: clusters, endpoints, listeners, routes, then the rest. */
 function* sendOrder(urls: Iterable<string>): Generator<string> {

@@ -3,6 +3,7 @@ import {duplexPair} from 'node:stream';
 import type {ClientDuplexStream, ServerDuplexStream} from '@grpc/grpc-js';
 import type {AdsProtocol, AdsStream} from '../../src/control-plane/index.ts';
 import {AgentError} from '../../src/errors.ts';
+import {FieldWriter} from '../../src/proto/wire.ts';
 import {
 	DeltaResponseBuilder,
 	type ErrorDetail,
@@ -16,7 +17,6 @@ import {
 	type Response,
 	SotwResponseBuilder,
 } from '../../src/relay/envelope.ts';
-import {FieldWriter} from '../../src/proto/wire.ts';
 
 /** Waits for a condition; fails after five seconds with what it waited for. */
 export async function until<T>(what: string, look: () => T | undefined | false): Promise<T> {
@@ -58,7 +58,9 @@ export class FakeUpstreamStream {
 		this.protocol = protocol;
 		const [ours, theirs] = duplexPair({objectMode: true});
 		this.#side = ours;
-		ours.on('data', (message: Buffer) => this.requests.push(protocol === 'delta' ? parseDeltaRequest(message) : parseSotwRequest(message)));
+		ours.on('data', (message: Buffer) =>
+			this.requests.push(protocol === 'delta' ? parseDeltaRequest(message) : parseSotwRequest(message)),
+		);
 		ours.on('end', () => {
 			this.isEnded = true;
 			ours.end();
@@ -66,7 +68,8 @@ export class FakeUpstreamStream {
 		this.stream = {
 			call: theirs as unknown as ClientDuplexStream<Buffer, Buffer>,
 			endpoint,
-			explain: error => (error instanceof AgentError ? error : new AgentError('control_plane.unreachable', String(error))),
+			explain: error =>
+				error instanceof AgentError ? error : new AgentError('control_plane.unreachable', String(error)),
 			close: () => theirs.destroy(),
 		};
 	}
@@ -132,7 +135,9 @@ export class FakeEnvoy {
 		const [ours, theirs] = duplexPair({objectMode: true});
 		this.#side = ours;
 		this.call = theirs as unknown as ServerDuplexStream<Buffer, Buffer>;
-		ours.on('data', (message: Buffer) => this.responses.push(protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message)));
+		ours.on('data', (message: Buffer) =>
+			this.responses.push(protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message)),
+		);
 	}
 
 	ask(url: string, names: readonly string[] = [], held: Readonly<Record<string, string>> = {}): void {
@@ -142,7 +147,9 @@ export class FakeEnvoy {
 			this.#side.write(encodeSotwRequest({node, typeUrl: url, names}));
 			return;
 		}
-		const pairs = Object.entries(held).map(([name, version]) => new FieldWriter().string(1, name).string(2, version).finish());
+		const pairs = Object.entries(held).map(([name, version]) =>
+			new FieldWriter().string(1, name).string(2, version).finish(),
+		);
 		const base = encodeDeltaRequest({node, typeUrl: url, subscribe: names});
 		this.#side.write(Buffer.concat([base, ...pairs.map(pair => new FieldWriter().bytes(5, pair).finish())]));
 	}
@@ -151,9 +158,15 @@ export class FakeEnvoy {
 		this.#side.write(encodeDeltaRequest({typeUrl: url, unsubscribe: names}));
 	}
 
-	answer({typeUrl, nonce, version}: Pick<Response, 'typeUrl' | 'nonce' | 'version'>, error?: ErrorDetail, names: readonly string[] = []): void {
+	answer(
+		{typeUrl, nonce, version}: Pick<Response, 'typeUrl' | 'nonce' | 'version'>,
+		error?: ErrorDetail,
+		names: readonly string[] = [],
+	): void {
 		this.#side.write(
-			this.#protocol === 'delta' ? encodeDeltaRequest({typeUrl, nonce, error}) : encodeSotwRequest({typeUrl, nonce, version, names, error}),
+			this.#protocol === 'delta'
+				? encodeDeltaRequest({typeUrl, nonce, error})
+				: encodeSotwRequest({typeUrl, nonce, version, names, error}),
 		);
 	}
 

@@ -21,14 +21,23 @@ function edsCluster(name: string, content: string): readonly [string, Buffer] {
 	return [name, new FieldWriter().string(1, cds).bytes(2, body).finish()];
 }
 
-const resource = (url: string, name: string, content = name): readonly [string, Buffer] => [name, anyOf(url, name, content)];
+const resource = (url: string, name: string, content = name): readonly [string, Buffer] => [
+	name,
+	anyOf(url, name, content),
+];
 
 function setUp(change: Partial<RelayDeps> = {}) {
 	const upstream = new FakeUpstream();
 	const clock = new FakeClock();
 	const readiness = new Readiness(['configuration']);
 	const relay = startRelay({
-		config: {protocol: 'delta', isNameTableWanted: false, isProxyConfigWanted: false, removeUnknownExtensions: 'never', socketPath: ''},
+		config: {
+			protocol: 'delta',
+			isNameTableWanted: false,
+			isProxyConfigWanted: false,
+			removeUnknownExtensions: 'never',
+			socketPath: '',
+		},
 		openAdsStream: upstream.open,
 		backoff: {baseMs: 1000, maxMs: 60_000},
 		node: Buffer.from([0x0a, 1, 0x78]),
@@ -41,7 +50,10 @@ function setUp(change: Partial<RelayDeps> = {}) {
 	});
 	const connect = (protocol: 'delta' | 'sotw' = 'delta') => {
 		const envoy = new FakeEnvoy(protocol);
-		const {DeltaAggregatedResources, StreamAggregatedResources} = relay.service.implementation as Record<string, (call: unknown) => void>;
+		const {DeltaAggregatedResources, StreamAggregatedResources} = relay.service.implementation as Record<
+			string,
+			(call: unknown) => void
+		>;
 		(protocol === 'delta' ? DeltaAggregatedResources! : StreamAggregatedResources!)(envoy.call);
 		return envoy;
 	};
@@ -73,7 +85,10 @@ test('relay › passes resources on byte for byte and acknowledges only what Env
 	const response = await envoy.response(cds, 1);
 	t.deepEqual(response.resources[0], {name: 'a', any: sent[1]});
 	await settle();
-	t.is(stream.requests.find(request => request.nonce === nonce), undefined);
+	t.is(
+		stream.requests.find(request => request.nonce === nonce),
+		undefined,
+	);
 	envoy.answer(response);
 	const ack = await stream.answerTo(nonce);
 	t.is(ack.error, undefined);
@@ -137,7 +152,11 @@ test('relay › says nothing to an Envoy that outlived the agent until it knows 
 	const before = setUp();
 	const old = before.connect();
 	old.ask(cds);
-	(await before.upstream.stream(1)).send(cds, [resource(cds, 'kept'), resource(cds, 'changed'), resource(cds, 'dropped')]);
+	(await before.upstream.stream(1)).send(cds, [
+		resource(cds, 'kept'),
+		resource(cds, 'changed'),
+		resource(cds, 'dropped'),
+	]);
 	await old.response(cds, 1);
 	await before.relay.stop();
 	// The versions an Envoy would come back with; read from the wire, since they are not shown elsewhere.
@@ -148,7 +167,11 @@ test('relay › says nothing to an Envoy that outlived the agent until it knows 
 	envoy.ask(cds, [], versions);
 	await settle();
 	t.is(envoy.responses.length, 0, 'an empty agent must not tell Envoy to remove anything');
-	(await upstream.stream(1)).send(cds, [resource(cds, 'kept'), resource(cds, 'changed', 'new content'), resource(cds, 'new')]);
+	(await upstream.stream(1)).send(cds, [
+		resource(cds, 'kept'),
+		resource(cds, 'changed', 'new content'),
+		resource(cds, 'new'),
+	]);
 	const response = await envoy.response(cds, 1);
 	t.deepEqual(response.resources.map(({name}) => name).sort(), ['changed', 'new']);
 	t.deepEqual(response.removed, ['dropped']);
@@ -159,7 +182,9 @@ test('relay › says nothing to an Envoy that outlived the agent until it knows 
 async function versionsSent(names: readonly string[]): Promise<Record<string, string>> {
 	const {CachedResource} = await import('../../../src/relay/cache.ts');
 	const plain = {profile: '', rewrite: (_url: string, _name: string, any: Buffer) => any};
-	return Object.fromEntries(names.map(name => [name, new CachedResource(name, anyOf(cds, name, name)).versionFor(plain)]));
+	return Object.fromEntries(
+		names.map(name => [name, new CachedResource(name, anyOf(cds, name, name)).versionFor(plain)]),
+	);
 }
 
 test('relay › does not take endpoints from a returning Envoy that it has not fetched yet', async t => {
@@ -186,7 +211,9 @@ test('relay › asks for endpoints as soon as their cluster is known, and drops 
 	const request = await until('the EDS request', () => stream.of(eds)[0]);
 	t.deepEqual([...request.subscribe].sort(), ['a', 'b']);
 	stream.send(cds, [], ['b']);
-	const dropped = await until('the unsubscription', () => stream.of(eds).find(({unsubscribe}) => unsubscribe.length > 0));
+	const dropped = await until('the unsubscription', () =>
+		stream.of(eds).find(({unsubscribe}) => unsubscribe.length > 0),
+	);
 	t.deepEqual(dropped.unsubscribe, ['b']);
 	await relay.stop();
 });
@@ -294,7 +321,8 @@ test('relay › speaks state of the world to an Envoy that does, clusters always
 
 test('relay › falls back to state of the world when the control plane has no delta', async t => {
 	const {upstream, relay, clock} = setUp();
-	upstream.refuse = protocol => (protocol === 'delta' ? new AgentError('control_plane.unsupported', 'no delta here') : undefined);
+	upstream.refuse = protocol =>
+		protocol === 'delta' ? new AgentError('control_plane.unsupported', 'no delta here') : undefined;
 	relay.begin();
 	await until('the refusal', () => relay.status().upstream.state === 'waiting');
 	await clock.advance(1000);
@@ -326,7 +354,13 @@ test('relay › keeps Envoy’s own subscriptions over a reconnect and never rep
 
 test('relay › takes in the name table itself and refuses one it cannot read', async t => {
 	const tables: Buffer[] = [];
-	const config = {protocol: 'delta', isNameTableWanted: true, isProxyConfigWanted: false, removeUnknownExtensions: 'never', socketPath: ''} as const;
+	const config = {
+		protocol: 'delta',
+		isNameTableWanted: true,
+		isProxyConfigWanted: false,
+		removeUnknownExtensions: 'never',
+		socketPath: '',
+	} as const;
 	const {upstream, relay} = setUp({
 		config,
 		onNameTable: table => {
