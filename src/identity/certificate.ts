@@ -73,6 +73,12 @@ export function verifyPair({chainPem, rootsPem, keyPem}: PairInput, {now, spiffe
 	if (pair.notAfter <= now) throw expired(pair.notAfter, now);
 	verifyChain(leaf, intermediates, roots, now);
 	if (pair.notBefore > now) warnings.push(notYetValid(pair.notBefore, now));
+	if (spiffeId !== undefined && workloadOf(pair.spiffeId) !== workloadOf(spiffeId)) {
+		throw invalid(`it names ${pair.spiffeId}, this workload is ${spiffeId}`, {
+			hint: 'the token is that of another service account: make a new bundle with `istioctl x workload entry configure …` and run `onramp join BUNDLE`',
+		});
+	}
+	// The trust domain is the control plane's to decide.
 	if (spiffeId !== undefined && pair.spiffeId !== spiffeId) {
 		warnings.push(`the certificate names ${pair.spiffeId}, asked for was ${spiffeId}`);
 	}
@@ -164,6 +170,11 @@ function expired(notAfter: Date, now: Date): AgentError {
 	return invalid(`the certificate expired at ${notAfter.toISOString()}, the clock shows ${now.toISOString()}`, {
 		hint: 'check the clock of this machine (`timedatectl`)',
 	});
+}
+
+/** Namespace and service account of a SPIFFE ID, as a path. */
+function workloadOf(spiffeId: string): string {
+	return spiffeId.replace(/^spiffe:\/\/[^/]*/, '');
 }
 
 function invalid(why: string, options: {hint?: string} = {}): AgentError {

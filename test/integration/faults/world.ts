@@ -159,18 +159,19 @@ export function spoken(text: string): string[] {
 	return text.split('\n').filter(line => line !== '' && !/^\S+Z (?:debug|info|warn|error) /.test(line));
 }
 
-/** Files below the directory, sorted; the number of a lock file is left out. Empty when there is no such directory. */
+/** Files below the state directory, sorted, without logs; the number of a lock file is left out. Empty when there is no such directory. */
 export async function listFiles(directory: string): Promise<string[]> {
 	const entries = await readdir(directory, {recursive: true, withFileTypes: true}).catch(() => []);
 	return entries
 		.filter(entry => !entry.isDirectory())
 		.map(entry => join(entry.parentPath, entry.name).slice(directory.length + 1))
+		.filter(path => !path.startsWith('log/'))
 		.map(path => path.replace(/^identity\/lock\.\d+$/, 'identity/lock'))
 		.sort();
 }
 
 /** Of an agent that has no certificate yet. */
-export const emptyState = ['identity/lock', 'log/envoy.err', 'log/envoy.log'];
+export const emptyState = ['identity/lock'];
 /** Of one that has joined. */
 export const joinedState = [
 	'identity/current',

@@ -45,7 +45,15 @@ test('certificate › several roots are sorted, once each, and broken ones left 
 	t.deepEqual(warnings, ['trust bundle: block 2 is not a certificate, left out']);
 });
 
-test('certificate › another name than asked for is accepted with a warning, since istiod names by authenticator', async t => {
+test('certificate › that of another workload is refused, since nobody would accept it from us', async t => {
+	for (const name of ['spiffe://cluster.local/ns/bar/sa/other', 'spiffe://cluster.local/ns/other/sa/vm']) {
+		const {ca, key, leaf} = await issued([name]);
+		const error = t.throws(() => parseIssued([leaf, ca.pem], key.pem, expected), {code: 'identity.issued_invalid'});
+		t.true(error.message.includes(name));
+	}
+});
+
+test('certificate › another trust domain than asked for is accepted with a warning, since istiod names by authenticator', async t => {
 	const {ca, key, leaf} = await issued(['spiffe://other.domain/ns/bar/sa/vm']);
 	const pair = parseIssued([leaf, ca.pem], key.pem, expected);
 	t.is(pair.spiffeId, 'spiffe://other.domain/ns/bar/sa/vm');
