@@ -3,7 +3,8 @@ import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
 
 /** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
 function report(error: unknown): void {
-	const reason = reasonOf(error);
+	// Our own errors say all in one sentence, causes included.
+	const reason = error instanceof AgentError ? error.message : reasonOf(error);
 	process.stderr.write(`onramp: ${reason}\n`);
 	if (error instanceof AgentError) {
 		if (error.hint && !reason.includes(error.hint)) process.stderr.write(`  → ${error.hint}\n`);
