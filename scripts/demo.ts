@@ -152,8 +152,8 @@ async function join_(
 }
 
 /** One plain HTTP request to the caller's own Envoy; the other side's application says whom it saw. */
-async function ask(port: number): Promise<Echo> {
-	const response = await fetch(`http://127.0.0.1:${port}/hello`, {
+async function ask(port: number, path = '/hello'): Promise<Echo> {
+	const response = await fetch(`http://127.0.0.1:${port}${path}`, {
 		signal: AbortSignal.timeout(5000),
 		headers: {connection: 'close'},
 	});
@@ -225,7 +225,12 @@ async function rotateUnderLoad(side: Side, port: number): Promise<void> {
 			await side.workload.command('rotate');
 			serials.add(((await side.workload.status()).parts['identity'] as {serial: string}).serial);
 		}
-		await retry(async () => check(hashes.size > 1, 'the other side still sees the first certificate'), 10_000);
+		// Envoy keeps its connections and with them the certificate they began with; a burst makes it open new ones.
+		await retry(async () => {
+			const burst = await Promise.all(Array.from({length: 20}, () => ask(port, '/slow')));
+			for (const {callerHash} of burst) hashes.add(callerHash);
+			check(hashes.size > 1, 'the other side still sees the first certificate');
+		}, 10_000);
 		clearInterval(timer);
 		await Promise.all(pending);
 		check(failed === 0, `${failed} of ${sent} requests failed: ${firstFailure}`);

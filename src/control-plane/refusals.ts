@@ -28,7 +28,7 @@ interface Rule {
 }
 
 const newBundle = (c: RefusalContext) =>
-	`istioctl x workload entry configure --name ${c.group ?? 'GROUP'} --namespace ${c.namespace} -o BUNDLE, then onramp join BUNDLE`;
+	`istioctl x workload entry configure --name ${c.group ?? 'GROUP'} --namespace ${c.namespace} --autoregister -o BUNDLE, then onramp join BUNDLE`;
 
 /**
  * First match wins. Texts are those of istiod (pilot/pkg/autoregistration, pilot/pkg/xds, security/pkg/server/ca);

@@ -1,6 +1,6 @@
 import {hash} from 'node:crypto';
 import {typeUrl} from '../proto/types.ts';
-import {FieldReader} from '../proto/wire.ts';
+import {FieldReader, WireError} from '../proto/wire.ts';
 import type {RawResource} from './envelope.ts';
 import type {Rewriter} from './rewrite.ts';
 
@@ -104,10 +104,16 @@ export class Cache {
 		return this.#types.entries();
 	}
 
-	/** The EDS name of a cluster we hold, or undefined when its endpoints are not from EDS. */
+	/** The EDS name of a cluster we hold; undefined when its endpoints are not from EDS, or when it cannot be read. */
 	endpointName(cluster: string): string | undefined {
 		const resource = this.type(typeUrl.cluster).resources.get(cluster);
-		return resource && endpointNameOf(resource);
+		try {
+			return resource && endpointNameOf(resource);
+		} catch (error) {
+			// Envoy will say better what is wrong with it.
+			if (error instanceof WireError) return undefined;
+			throw error;
+		}
 	}
 
 	get isComplete(): boolean {

@@ -4,7 +4,7 @@ import {AgentError} from '../errors.ts';
 import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {shortType, typeUrl} from '../proto/types.ts';
-import {FieldReader, WireError} from '../proto/wire.ts';
+import {FieldReader} from '../proto/wire.ts';
 import {Cache} from './cache.ts';
 import type {ErrorDetail, RawResource, Response} from './envelope.ts';
 import type {Removal} from './rewrite.ts';
@@ -133,22 +133,12 @@ export function startRelay(deps: RelayDeps): Relay {
 	function followEndpoints(changed: readonly string[], gone: readonly (string | undefined)[]): void {
 		const names = new Set<string>();
 		for (const cluster of changed) {
-			const name = endpointNameSafely(cluster);
+			const name = cache.endpointName(cluster);
 			if (name !== undefined) names.add(name);
 		}
 		if (names.size > 0) upstream.subscribe(typeUrl.endpoint, names);
 		const unused = gone.filter(name => name !== undefined && !names.has(name)) as string[];
 		forget(typeUrl.endpoint, unused);
-	}
-
-	function endpointNameSafely(cluster: string): string | undefined {
-		try {
-			return cache.endpointName(cluster);
-		} catch (error) {
-			// Envoy will say better what is wrong with it.
-			if (error instanceof WireError) return undefined;
-			throw error;
-		}
 	}
 
 	/** Types that end here: the name table and the mesh's ProxyConfig. An empty answer is neither used nor acknowledged, as istiod expects. */
@@ -233,7 +223,7 @@ export function startRelay(deps: RelayDeps): Relay {
 	function heldEndpoints(): ReadonlySet<string> {
 		const held = new Set<string>();
 		for (const cluster of cache.type(typeUrl.cluster).resources.keys()) {
-			const name = endpointNameSafely(cluster);
+			const name = cache.endpointName(cluster);
 			if (name !== undefined) held.add(name);
 		}
 		return held;

@@ -17,6 +17,9 @@ export interface EchoApp extends Running {
 	readonly port: number;
 }
 
+/** How long a request for `/slow` takes: long enough that a burst of them needs several connections. */
+const slowMs = 100;
+
 /** A plain HTTP application on 127.0.0.1 that answers with what it saw. It knows nothing of meshes. */
 export async function startEchoApp(name: string): Promise<EchoApp> {
 	const server = createServer((request, response) => {
@@ -29,7 +32,7 @@ export async function startEchoApp(name: string): Promise<EchoApp> {
 			callerHash: /Hash=([^;,]+)/.exec(certificate)?.[1] ?? '',
 		};
 		response.writeHead(200, {'content-type': 'application/json'});
-		response.end(JSON.stringify(echo));
+		setTimeout(() => response.end(JSON.stringify(echo)), echo.path.startsWith('/slow') ? slowMs : 0);
 	});
 	await new Promise<void>((resolve, reject) => {
 		server.once('error', reject);
