@@ -1,10 +1,11 @@
 // Measures the agent, and with --peer Istio's pilot-agent beside it, on the embedded control plane and a real Envoy.
 // See docs/benchmarks.md.
+import {execFile} from 'node:child_process';
 import {mkdir, mkdtemp} from 'node:fs/promises';
 import {cpus, release, tmpdir} from 'node:os';
 import {join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {parseArgs} from 'node:util';
+import {parseArgs, promisify} from 'node:util';
 import {installCleanUp, removeAtEnd} from './bench/cleanup.ts';
 import {findPeer} from './bench/peer.ts';
 import {measureProgram} from './bench/program.ts';
@@ -46,8 +47,8 @@ async function main(): Promise<void> {
 	const profileDirectory = flags.profile === undefined ? undefined : resolve(flags.profile);
 	if (profileDirectory) await mkdir(profileDirectory, {recursive: true});
 	process.chdir(fileURLToPath(new URL('..', import.meta.url)));
-	// Bundles dist/onramp.cjs anew: what is measured is what the sources say.
-	await import('./build.ts');
+	// What is measured is what the sources say.
+	await promisify(execFile)(process.execPath, ['scripts/build.ts']);
 	const envoyPath = await ensureEnvoy(say);
 	const directory = await mkdtemp(join(tmpdir(), 'onramp-bench-'));
 	removeAtEnd(directory);

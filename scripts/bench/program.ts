@@ -1,5 +1,6 @@
 import {execFile} from 'node:child_process';
-import {stat} from 'node:fs/promises';
+import {readdir, stat} from 'node:fs/promises';
+import {join} from 'node:path';
 import {promisify} from 'node:util';
 import type {Bench} from './setup.ts';
 
@@ -11,7 +12,8 @@ export async function measureProgram(bench: Bench): Promise<void> {
 	const {peer} = bench;
 	if (bench.wants('size')) {
 		const mib = async (path: string) => (await stat(path)).size / 2 ** 20;
-		const onramp = await mib(bundle);
+		const files = (await readdir('dist')).filter(name => !name.startsWith('.'));
+		const onramp = (await Promise.all(files.map(name => mib(join('dist', name))))).reduce((sum, size) => sum + size, 0);
 		bench.report({
 			id: 'size',
 			title: 'size of the program',
