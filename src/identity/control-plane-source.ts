@@ -25,6 +25,7 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 	const spiffeId = `spiffe://${workload.trustDomain}/ns/${workload.namespace}/sa/${workload.serviceAccount}`;
 	const state = await openState(config.stateDir, spiffeId, clock.now());
 	for (const problem of state.problems) log.warn({problem}, 'stored certificate passed over');
+	for (const warning of state.warnings()) log.warn({reason: warning}, 'the state directory cannot be written');
 	let generation = state.newest;
 	const {usable} = state;
 	if (usable) served.publish(usable.pair, 'disk', usable.stored.receivedAt, usable.stored.number);

@@ -33,8 +33,9 @@ interface Holder {
 export async function acquireLock(path: string): Promise<Lock> {
 	const self = describeSelf();
 	const temporary = `${dirname(path)}/${temporaryName()}`;
-	await writeNewFile(temporary, render(self), 0o600);
 	try {
+		// On a full disk it may be there without its content.
+		await writeNewFile(temporary, render(self), 0o600);
 		for (;;) {
 			const last = lockNumbers(path).at(-1) ?? 0;
 			if (last > 0) await refuseIfHeld(path, last);

@@ -1,6 +1,7 @@
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
 import {closeSync, constants, openSync} from 'node:fs';
+import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import {identify, type ProcessIdentity, startTimeOf} from './linux-process.ts';
 
@@ -37,8 +38,7 @@ export interface SpawnInput {
  * file: it would lose a pipe with the agent, and block on one that is not read.
  */
 export async function spawnEnvoy({binaryPath, args, errorLogPath}: SpawnInput): Promise<EnvoyProcess> {
-	const {O_WRONLY, O_CREAT, O_TRUNC, O_APPEND} = constants;
-	const output = openSync(errorLogPath, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0o600);
+	const output = openOutput(errorLogPath);
 	try {
 		const child = spawn(binaryPath, args, {
 			detached: true,
@@ -67,6 +67,18 @@ export async function spawnEnvoy({binaryPath, args, errorLogPath}: SpawnInput): 
 		};
 	} finally {
 		closeSync(output);
+	}
+}
+
+function openOutput(path: string): number {
+	const {O_WRONLY, O_CREAT, O_TRUNC, O_APPEND} = constants;
+	try {
+		return openSync(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0o600);
+	} catch (cause) {
+		throw new AgentError('proxy.state_unusable', `start envoy: open its log ${path}: ${reasonOf(cause)}`, {
+			cause,
+			hint: 'let the agent write there, or set proxy.log to a path on another disk',
+		});
 	}
 }
 

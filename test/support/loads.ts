@@ -1,9 +1,11 @@
 import type {ExecutionContext} from 'ava';
 import {type Load, type LoadResult, startLoad} from './load.ts';
-import type {Mesh} from './mesh.ts';
+import {type Mesh, until} from './mesh.ts';
 
 export interface Loads {
 	results(): Readonly<Record<string, LoadResult>>;
+	/** Waits until each has sent some more. */
+	untilMore(count: number): Promise<void>;
 	stop(): Promise<Readonly<Record<string, LoadResult>>>;
 }
 
@@ -11,7 +13,7 @@ export interface Loads {
  * The traffic of a working mesh, both ways: requests with a connection each, over HTTP and, for a mutual TLS handshake
  * each, over TCP; connections that are used again; and one TCP connection that must last.
  */
-export function startLoads(mesh: Mesh, perSecond = 25): Loads {
+export function startLoads(t: ExecutionContext, mesh: Mesh, perSecond = 25): Loads {
 	const loads: Record<string, Load> = {
 		'vm → cluster, http': startLoad({port: mesh.port('vm', 'cluster'), perSecond}),
 		'cluster → vm, http': startLoad({port: mesh.port('cluster', 'vm'), perSecond}),
@@ -20,15 +22,20 @@ export function startLoads(mesh: Mesh, perSecond = 25): Loads {
 		'cluster → vm, kept': startLoad({port: mesh.port('cluster', 'vm'), perSecond, connections: 'kept'}),
 		'vm → cluster, one': startLoad({port: mesh.port('vm', 'cluster', 'tcp'), perSecond: 5, connections: 'one'}),
 	};
-	const map = <T>(entries: [string, T][]) => Object.fromEntries(entries);
+	t.teardown(() => Promise.all(Object.values(loads).map(load => load.stop())));
+	const results = () => Object.fromEntries(Object.entries(loads).map(([name, load]) => [name, load.result()]));
 	return {
-		results: () => map(Object.entries(loads).map(([name, load]) => [name, load.result()])),
-		stop: async () =>
-			map(
-				await Promise.all(
-					Object.entries(loads).map(async ([name, load]) => [name, await load.stop()] as [string, LoadResult]),
-				),
-			),
+		results,
+		untilMore: async count => {
+			const before = results();
+			await until('more requests', () =>
+				Object.entries(results()).every(([name, {sent}]) => sent >= before[name]!.sent + count),
+			);
+		},
+		stop: async () => {
+			await Promise.all(Object.values(loads).map(load => load.stop()));
+			return results();
+		},
 	};
 }
 

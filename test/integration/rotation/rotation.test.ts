@@ -17,7 +17,7 @@ test.serial(
 		const mesh = await startMesh(t, {sandbox: {certificateLifetimeMs: 2 * everyMs}});
 		const {pid} = partsOf(await mesh.workload('vm').status()).proxy;
 		const wire = {vm: watchServedSerials(mesh.inbound('vm')), cluster: watchServedSerials(mesh.inbound('cluster'))};
-		const loads = startLoads(mesh);
+		const loads = startLoads(t, mesh);
 		await new Promise(resolve => setTimeout(resolve, durationMs));
 		await until(`${rotations} rotations on both sides`, () =>
 			[wire.vm, wire.cluster].every(({serials}) => serials.size > rotations),
@@ -38,7 +38,7 @@ test.serial('rotation › none of the requests fails while the root is replaced'
 	const workloads = [mesh.workload('vm'), mesh.workload('cluster')];
 	const rootOf = (pem: string) => new X509Certificate(pem).fingerprint256;
 	const before = rootOf(sandbox.rootPem());
-	const loads = startLoads(mesh);
+	const loads = startLoads(t, mesh);
 
 	await sandbox.faults.rotateRoot();
 	// The new root has to be trusted everywhere before anyone shows a certificate of it.
@@ -66,9 +66,7 @@ test.serial('rotation › none of the requests fails while the root is replaced'
 		);
 	}
 	// New handshakes with nothing but the new root.
-	const sent = () => Object.values(loads.results()).map(result => result.sent);
-	const soFar = sent();
-	await until('more requests', () => sent().every((count, i) => count > soFar[i]! + 20));
+	await loads.untilMore(20);
 	assertNoneFailed(t, await loads.stop());
 });
 
