@@ -151,6 +151,10 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 		await parts.untilEnd(signal);
 		log.info('stopping');
 		await notifier.announceStop();
+	} catch (error) {
+		// A start that is given up because the end was asked for has not failed.
+		if (!signal.aborted || error !== signal.reason) throw error;
+		log.info('stopping');
 	} finally {
 		await parts.stop();
 	}

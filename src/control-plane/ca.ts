@@ -9,11 +9,12 @@ const method = '/istio.v1.auth.IstioCertificateService/CreateCertificate';
 const callTimeoutMs = 30_000;
 
 /** One CreateCertificate call. Rejects with the gRPC ServiceError as it came. */
-export function createCertificate(
+export async function createCertificate(
 	{client, metadata}: Connection,
 	request: CertificateRequest,
 	signal: AbortSignal,
 ): Promise<readonly string[]> {
+	signal.throwIfAborted();
 	return new Promise((resolve, reject) => {
 		const call = client.makeUnaryRequest(
 			method,

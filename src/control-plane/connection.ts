@@ -43,13 +43,13 @@ export async function connect(
 	headers: Readonly<Record<string, string>>,
 	signal: AbortSignal,
 ): Promise<Connection> {
-	signal.throwIfAborted();
 	const name = formatEndpoint(endpoint);
 	const serverName = serverNameOf(endpoint, config.serverName);
 	const [addresses, channelCredentials] = await Promise.all([
 		resolveEndpoint(endpoint, config.hosts, lookup),
 		endpoint.isPlaintext ? grpcCredentials.createInsecure() : tlsCredentials(anchor, learnedRoots(), shown.certificate),
 	]);
+	signal.throwIfAborted();
 	const client = new Client(targetOf(addresses, endpoint.port), channelCredentials, {
 		'grpc.ssl_target_name_override': serverName,
 		'grpc.default_authority': serverName,
