@@ -14,8 +14,11 @@ import {type ClientCertificate, isPresentable} from './tls.ts';
 export interface AdsStream {
 	readonly call: ClientDuplexStream<Buffer, Buffer>;
 	readonly endpoint: string;
-	/** The end of the stream as a typed error. */
-	explain(error: unknown): AgentError;
+	/**
+	 * The end of the stream as a typed error.
+	 * @param hasAnswered - whether anything came; who gave nothing is asked last the next time
+	 */
+	explain(error: unknown, hasAnswered: boolean): AgentError;
 	close(): void;
 }
 
@@ -75,6 +78,8 @@ export function createControlPlane({
 	// Set after a failure that may mean "I do not know your certificate"; the next attempt then relies on the token.
 	let isCertificateWithheld = false;
 	let toldToken = '';
+	// Opening a stream succeeds also where a gateway or an overloaded istiod refuses it a moment later, or says nothing.
+	let passedOver: string | undefined;
 
 	/** The token, or why there is none; a token that cannot help is not sent. */
 	async function readToken(): Promise<{token?: Credentials['token']; problem?: unknown; description: string}> {
@@ -118,6 +123,12 @@ export function createControlPlane({
 		failures({code: error.code});
 		// Alternates: if it was not the certificate, the one after shows it again.
 		isCertificateWithheld = shown.certificate !== undefined && mayBeCertificateRefusal(error);
+	}
+
+	/** In order of preference, but last the one that took our stream and gave nothing. */
+	function inTurn(endpoints: readonly Endpoint[]): readonly Endpoint[] {
+		const isPassedOver = (endpoint: Endpoint) => formatEndpoint(endpoint) === passedOver;
+		return [...endpoints.filter(endpoint => !isPassedOver(endpoint)), ...endpoints.filter(isPassedOver)];
 	}
 
 	/** Tries the endpoints in order of preference; the error is the first one's, with the others' in its fields. */
@@ -169,7 +180,7 @@ export function createControlPlane({
 		openAdsStream: (protocol, signal) =>
 			withEndpoint(
 				'open the ADS stream',
-				config.endpoints,
+				inTurn(config.endpoints),
 				config.trustAnchor,
 				config.xdsHeaders,
 				'any',
@@ -178,7 +189,8 @@ export function createControlPlane({
 					return {
 						call,
 						endpoint: connection.endpoint,
-						explain: error => {
+						explain: (error, hasAnswered) => {
+							passedOver = hasAnswered ? undefined : connection.endpoint;
 							const explained = explainRefusal(error, contextOf('ADS stream', connection.endpoint, shown));
 							noteFailure(explained, shown);
 							return explained;

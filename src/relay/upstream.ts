@@ -107,6 +107,8 @@ export class Upstream implements Running {
 	#health: HealthReport | undefined;
 	#protocol: AdsProtocol;
 	#isWanted = false;
+	/** Gives up the attempt to connect that is under way. */
+	#attempt = new AbortController();
 	#wake: (() => void) | undefined;
 	#retry: AbortController | undefined;
 	#status: UpstreamStatus;
@@ -194,6 +196,9 @@ export class Upstream implements Running {
 
 	/** Half-closes, so that the control plane sees an orderly end; one that does not answer is cut off. */
 	#endStream(): void {
+		// One that is opened after we have left would put us back into the mesh.
+		this.#attempt.abort();
+		this.#retry?.abort();
 		const stream = this.#current?.stream;
 		stream?.call.end();
 		if (stream) setTimeout(() => stream.close(), orderlyEndMs).unref();
@@ -209,12 +214,14 @@ export class Upstream implements Running {
 				});
 				continue;
 			}
+			this.#attempt = new AbortController();
+			const {signal: attempt} = this.#attempt;
 			try {
-				await this.#runStream(signal);
+				await this.#runStream(attempt);
 				this.#connects({end: 'closed'});
 			} catch (error) {
 				if (signal.aborted) return;
-				if (this.#isWanted) this.#noteFailure(error);
+				if (!attempt.aborted) this.#noteFailure(error);
 			}
 			if (this.#isWanted && !signal.aborted) await this.#wait(signal);
 		}
@@ -226,6 +233,10 @@ export class Upstream implements Running {
 		this.#set({state: 'connecting', nextAttemptAt: undefined});
 		const protocol = this.#protocol;
 		const stream = await this.#deps.openAdsStream(protocol, signal);
+		if (signal.aborted) {
+			stream.close();
+			throw signal.reason;
+		}
 		const openedMs = clock.monotonicMs();
 		const current: StreamState = {stream, protocol, asked: new Map(), isNodeSent: false};
 		const heard = new AbortController();
@@ -245,7 +256,7 @@ export class Upstream implements Running {
 					}
 					this.#receive(current, message);
 				});
-				stream.call.on('error', error => reject(stream.explain(error)));
+				stream.call.once('error', error => reject(stream.explain(error, heard.signal.aborted)));
 				stream.call.on('end', resolve);
 				this.#current = current;
 				this.#set({state: 'subscribing', endpoint: stream.endpoint});
@@ -254,6 +265,8 @@ export class Upstream implements Running {
 		} finally {
 			heard.abort();
 			this.#current = undefined;
+			// What closing it makes it say is no failure, and nothing to learn from.
+			stream.call.removeAllListeners('error').on('error', () => {});
 			stream.close();
 			if (clock.monotonicMs() - openedMs > goodStreamMs) this.#backoff.reset();
 		}
