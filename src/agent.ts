@@ -19,7 +19,11 @@ const gates = ['identity', 'configuration', 'proxy', 'registration'] as const;
  * them in reverse. Nothing waits for the network here: certificate, configuration and Envoy come up side by side, and
  * the gates say what is still missing.
  */
-export async function runAgent({config, warnings}: LoadedConfig, log: Logger, signal: AbortSignal): Promise<void> {
+export async function runAgent(
+	{config, files, warnings}: LoadedConfig,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<void> {
 	const clock = systemClock;
 	const random = Math.random;
 	const metrics = new Metrics();
@@ -43,6 +47,8 @@ export async function runAgent({config, warnings}: LoadedConfig, log: Logger, si
 				isStopping: () => signal.aborted,
 			}),
 		);
+		// So that a command can tell whether this agent runs with what is on disk now.
+		status.add('configuration', () => ({files}));
 		const notifier = await parts.start('notify', () =>
 			startSystemdNotifier({
 				env: config.isNotifyEnabled ? process.env : {},

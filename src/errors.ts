@@ -48,6 +48,8 @@ export type ErrorCode =
 	| 'status.unreachable'
 	// cli
 	| 'cli.usage'
+	| 'cli.service_failed'
+	| 'cli.agent_differs'
 	| 'internal';
 
 export interface AgentErrorOptions {
@@ -85,9 +87,11 @@ export function systemCode(error: unknown): string | undefined {
 	return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
 }
 
-/** 0 ordered stop; 1 failure, a restart may help; 78 bad configuration, a restart cannot (EX_CONFIG). */
-export function exitCodeOf(error: unknown): 1 | 78 {
+/** 0 ordered stop; 1 failure, a restart may help; 2 no agent to ask; 78 bad configuration, a restart cannot (EX_CONFIG). */
+export function exitCodeOf(error: unknown): 1 | 2 | 78 {
 	if (!(error instanceof AgentError)) return 1;
+	// Scripts must tell "not ready" from "not there", and only commands that ask an agent meet this.
+	if (error.code === 'status.unreachable') return 2;
 	return exit78.has(error.code) ? 78 : 1;
 }
 

@@ -20,7 +20,7 @@ const check: Command = {
 	description: 'Check the configuration and the files it names; change nothing',
 	hasSettings: true,
 	run: async flags => {
-		const loaded = await loadFrom(flags);
+		const loaded = await loadFrom(flags, {isStrict: true});
 		for (const warning of loaded.warnings) process.stdout.write(`warning: ${warning}\n`);
 		const problems = await checkConfig(loaded, diskReader);
 		for (const {place, message, remedy, severity} of problems) {

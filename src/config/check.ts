@@ -1,9 +1,10 @@
 import {X509Certificate} from 'node:crypto';
-import {dirname} from 'node:path';
+import {dirname, join} from 'node:path';
 import {reasonOf} from '../errors.ts';
 import type {Problem} from './problems.ts';
 import type {FileReader} from './reader.ts';
 import {maxFileBytes} from './text-file.ts';
+import {findTokenFault} from './token-shape.ts';
 import type {Config, LoadedConfig, TrustAnchor} from './types.ts';
 
 /**
@@ -18,6 +19,14 @@ export function checkConfig({config}: LoadedConfig, reader: FileReader, now: Dat
 		...checkEnvoy(config, reader),
 		...checkIdentityFiles(config, reader),
 		...checkDirectories(config, reader),
+	];
+}
+
+/** The files of a bundle directory that no configuration is needed for: what `join` says when there is none. */
+export function checkBundleFiles(directory: string, reader: FileReader, now: Date = new Date()): readonly Problem[] {
+	return [
+		...checkRoots(join(directory, 'root-cert.pem'), reader, now),
+		...checkTokenFile(join(directory, 'istio-token'), reader),
 	];
 }
 
@@ -80,14 +89,18 @@ const isValidAt = ({validFrom, validTo}: X509Certificate, now: Date): boolean =>
 
 /** Only a warning: a machine that has its certificate needs the token never again. */
 function checkToken({controlPlane, identity}: Config, reader: FileReader): Problem[] {
-	if (identity.source.kind !== 'control-plane') return [];
+	return identity.source.kind === 'control-plane' ? checkTokenFile(controlPlane.tokenPath, reader) : [];
+}
+
+function checkTokenFile(path: string, reader: FileReader): Problem[] {
 	const remedy =
 		'put a token there ("istioctl x workload entry configure" writes one), unless this machine has its certificate already';
-	const {bytes, problems} = readFile(controlPlane.tokenPath, reader, 'bootstrap token', remedy);
+	const {bytes, problems} = readFile(path, reader, 'bootstrap token', remedy);
 	if (!bytes) return problems.map(problem => ({...problem, severity: 'warning'}));
-	return Buffer.from(bytes).toString('latin1').trim() === ''
-		? [warning(controlPlane.tokenPath, 'the bootstrap token is empty', remedy)]
-		: [];
+	const text = Buffer.from(bytes).toString('latin1');
+	if (text.trim() === '') return [warning(path, 'the bootstrap token is empty', remedy)];
+	const fault = findTokenFault(text);
+	return fault ? [warning(path, `the bootstrap token ${fault}`, remedy)] : [];
 }
 
 function checkEnvoy({proxy}: Config, reader: FileReader): Problem[] {

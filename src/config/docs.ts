@@ -7,10 +7,10 @@ Every setting can be given as a flag, as an environment variable, or in \`/etc/o
 comes from the bundle that \`istioctl x workload entry configure\` wrote, then from the machine, then from the default.
 The first of these that has a value decides:
 
-1. flags (\`--log-level debug\`, \`--no-notify\`)
+1. flags (\`--log-level debug\`, \`--notify false\`)
 2. variables \`ONRAMP_*\`; an empty one counts as not set
 3. Istio's own agent variables in the process (\`TRUST_DOMAIN\`, \`CA_ADDR\`, \`ISTIO_META_*\`, …)
-4. \`onramp.yaml\`
+4. \`onramp.yaml\`, then \`join.yaml\` beside it, where \`onramp join\` keeps the flags it was given
 5. the bundle: \`cluster.env\`, then \`proxyMetadata\`, then the other fields of \`mesh.yaml\` (\`PROXY_CONFIG\` before it)
 6. the machine: host name, addresses
 7. the default

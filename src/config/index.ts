@@ -1,6 +1,8 @@
-export {checkConfig} from './check.ts';
+export {checkBundleFiles, checkConfig} from './check.ts';
+export {findControlSocket} from './control-socket.ts';
+export {parseKept, renderKept} from './kept.ts';
 export type {Environment, ParsedFlags} from './layers.ts';
-export {type LoadInput, loadConfig} from './load.ts';
+export {keptPathOf, type LoadInput, loadConfig} from './load.ts';
 export {parseConfig} from './parse.ts';
 export {type Problem, renderProblem, suggest} from './problems.ts';
 export {diskReader, type FileReader} from './reader.ts';

@@ -1,3 +1,4 @@
+import {hash} from 'node:crypto';
 import {dirname, join, resolve} from 'node:path';
 import {reasonOf} from '../errors.ts';
 import type {Interfaces} from './addresses.ts';
@@ -9,7 +10,7 @@ import type {FileReader} from './reader.ts';
 import {settings, table} from './settings.ts';
 import type {BundleSource, SourceFile} from './sources.ts';
 import {decodeText, maxFileBytes} from './text-file.ts';
-import type {LoadedConfig} from './types.ts';
+import type {LoadedConfig, ReadFile} from './types.ts';
 
 export interface LoadInput {
 	/** What yargs has parsed; keys are flag names, others are left alone. */
@@ -18,16 +19,27 @@ export interface LoadInput {
 	/** `cwd` is where relative paths of flags and environment start; that of the process by default. */
 	readonly host: {readonly hostname: string; readonly interfaces: Interfaces; readonly cwd?: string};
 	readonly files: FileReader;
+	/** Refuses a bundle that seems cut short, rather than warn of it: before it is taken into use. */
+	readonly isStrict?: boolean;
 }
+
+/** Where `onramp join` keeps the settings it was given: beside the configuration file. */
+export const keptPathOf = (configPath: string): string => join(dirname(configPath), 'join.yaml');
 
 /**
  * Finds and reads the files, then parses. The only reader of the process's environment is the caller.
  * @throws AgentError `config.invalid` with every problem, those of reading included
  */
-export function loadConfig({argv, env, host, files}: LoadInput): LoadedConfig {
+export function loadConfig({argv, env, host, files, isStrict = false}: LoadInput): LoadedConfig {
 	const cwd = host.cwd ?? process.cwd();
 	const findings = new Findings();
-	const read = readInto(files, findings);
+	const seen: ReadFile[] = [];
+	const readFile = readInto(files, findings);
+	const read: Read = path => {
+		const file = readFile(path);
+		seen.push({path, sha256: file ? hash('sha256', file.bytes, 'hex') : null});
+		return file;
+	};
 	const pick = (layers: readonly Layer[], setting: typeof table.config | typeof table.bundle) => {
 		const found = layers.map(layer => layer(setting)).find(each => each !== undefined);
 		return found && typeof found.raw === 'string' && found.raw
@@ -36,12 +48,20 @@ export function loadConfig({argv, env, host, files}: LoadInput): LoadedConfig {
 	};
 	const layers = [flagLayer(argv, cwd), environmentLayer(env, cwd)];
 	const given = pick(layers, table.config);
-	const file = read(given?.path ?? table.config.default);
+	const configPath = given?.path ?? table.config.default;
+	const file = read(configPath);
+	const kept = read(keptPathOf(configPath));
 	if (given && !file && findings.problems.length === 0)
 		findings.problem(given.place, `there is no file "${given.path}"`, 'mend the path');
-	const bundle = findBundle(files, read, findings, pick([...layers, ...ownFileLayer(file)], table.bundle));
+	const bundle = findBundle(
+		files,
+		read,
+		findings,
+		pick([...layers, ...ownFileLayer(file), ...ownFileLayer(kept)], table.bundle),
+	);
 	const envoyPath = kindOf(files, packagedEnvoy) === 'file' ? packagedEnvoy : istioEnvoy;
-	return parseConfig({flags: argv, env, file, bundle, host: {...host, cwd, envoyPath}}, findings);
+	const sources = {flags: argv, env, file, kept, bundle, host: {...host, cwd, envoyPath}};
+	return {...parseConfig(sources, findings, isStrict ? 'refuse' : 'warn'), files: seen};
 }
 
 const packagedEnvoy = '/usr/lib/onramp/envoy';
@@ -67,9 +87,9 @@ function readInto(files: FileReader, findings: Findings): Read {
 }
 
 /** Only to learn where the bundle is; parseConfig reads the file again and tells its problems. */
-function ownFileLayer(file: SourceFile | undefined): Layer[] {
+export function ownFileLayer(file: SourceFile | undefined, findings: Findings = new Findings()): Layer[] {
 	if (!file) return [];
-	const unheard = new FileFindings(file.path, new Findings());
+	const unheard = new FileFindings(file.path, findings);
 	const text = decodeText(file.bytes, unheard);
 	return text === undefined ? [] : [fileLayer(file.path, parseOnrampYaml(text, settings, unheard))];
 }
@@ -112,6 +132,7 @@ function readDirectory(read: Read, findings: Findings, path: string): BundleSour
 		hosts: read(join(path, 'hosts')),
 		rootCertPath: join(path, 'root-cert.pem'),
 		tokenPath: join(path, 'istio-token'),
+		isDirectory: true,
 	};
 }
 
@@ -131,6 +152,7 @@ function readIstioPlaces(files: FileReader, read: Read): BundleSource | undefine
 		hosts: undefined,
 		rootCertPath: istioRoots.find(path => kindOf(files, path) === 'file') ?? istioRoots[0]!,
 		tokenPath: '/var/run/secrets/tokens/istio-token',
+		isDirectory: false,
 	};
 }
 

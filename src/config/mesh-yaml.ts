@@ -9,9 +9,11 @@ export interface ParsedProxyConfig {
 	readonly fields: Readonly<Record<string, unknown>>;
 	readonly lines: ReadonlyMap<string, number>;
 	readonly metadata: ReadonlyMap<string, Assignment>;
+	/** Keys without a value, at any depth, dotted; in proto-JSON that is "not set". */
+	readonly unset: readonly {readonly name: string; readonly line: number}[];
 }
 
-const empty: ParsedProxyConfig = {fields: {}, lines: new Map(), metadata: new Map()};
+const empty: ParsedProxyConfig = {fields: {}, lines: new Map(), metadata: new Map(), unset: []};
 
 type Kind = 'text' | 'duration' | 'integer' | 'boolean' | 'enum' | 'map' | 'list';
 
@@ -97,7 +99,16 @@ function readProxyConfig(file: YamlFile, map: YAMLMap, findings: FileFindings): 
 			if (name === 'proxyMetadata') metadata = entries;
 		}
 	}
-	return {fields: Object.fromEntries(fields), lines, metadata};
+	return {fields: Object.fromEntries(fields), lines, metadata, unset: findUnset(file, map, '')};
+}
+
+function findUnset(file: YamlFile, node: unknown, prefix: string): {name: string; line: number}[] {
+	const target = file.follow(node);
+	if (!isMap(target)) return [];
+	return target.items.flatMap(({key, value}) => {
+		const name = `${prefix}${keyOf(key)}`;
+		return toPlain(file, value) === null ? [{name, line: file.lineOf(key)}] : findUnset(file, value, `${name}.`);
+	});
 }
 
 function readStringMap(

@@ -1,4 +1,5 @@
-import {parseClusterEnv} from './cluster-env.ts';
+import {type BundleText, findCuts} from './bundle-whole.ts';
+import {type Assignment, parseClusterEnv} from './cluster-env.ts';
 import {findConflicts} from './conflicts.ts';
 import {readControlPlane} from './control-plane.ts';
 import {parseHosts} from './hosts.ts';
@@ -28,16 +29,23 @@ import {effectiveProxyConfig, readWorkload} from './workload.ts';
 
 /**
  * What was read → Config. Flags over ONRAMP_* over Istio's own variables in the process over the file over the
- * bundle over the host over defaults. Pure.
+ * bundle over the host over defaults. Pure. Of onramp.yaml and what `join` has kept, the former.
  * @param findings - problems that were met while reading
+ * @param doubts - what a bundle that seems cut short is: a problem before it is used, a warning once it is in use
  * @throws AgentError `config.invalid` with every problem
  */
-export function parseConfig(sources: Sources, findings: Findings = new Findings()): LoadedConfig {
-	const {flags, env, file, bundle, host} = sources;
+export function parseConfig(
+	sources: Sources,
+	findings: Findings = new Findings(),
+	doubts: 'refuse' | 'warn' = 'warn',
+): Omit<LoadedConfig, 'files'> {
+	const {flags, env, file, kept, bundle, host} = sources;
 	refuseUnknownVariables(env, findings);
 	const meshes = readMeshes(bundle, findings);
 	const process = processVariables(env);
-	const ofBundle = readBundleVariables(bundle, meshes, findings);
+	const assignments = readFile(bundle?.clusterEnv, findings, parseClusterEnv);
+	const ofBundle = readBundleVariables(bundle, meshes, assignments ?? new Map());
+	if (bundle?.isDirectory) reportCuts(bundle, meshes, assignments, findings, doubts);
 	const configs = [...readProxyConfigVariable(process, ofBundle, findings), ...meshes];
 	const resolver = new Resolver(
 		[
@@ -45,6 +53,7 @@ export function parseConfig(sources: Sources, findings: Findings = new Findings(
 			environmentLayer(env, host.cwd),
 			variablesLayer(process, findings),
 			fileLayer(file?.path ?? '', readFile(file, findings, parseOwnFile) ?? new Map()),
+			fileLayer(kept?.path ?? '', readFile(kept, findings, parseOwnFile) ?? new Map()),
 			variablesLayer(ofBundle, findings),
 			meshLayer(configs, findings),
 		],
@@ -53,6 +62,7 @@ export function parseConfig(sources: Sources, findings: Findings = new Findings(
 	);
 	const config = buildConfig(resolver, sources, configs);
 	findConflicts(config, resolver);
+	warnOfProbe(config, meshes, findings);
 	findings.throwIfAny();
 	return deepFreeze({config, origins: resolver.origins, warnings: findings.warnings});
 }
@@ -99,6 +109,37 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	};
 }
 
+/** Only of files that could be read: what is wrong with the others is told already. */
+function reportCuts(
+	bundle: BundleSource,
+	meshes: readonly MeshSource[],
+	entries: ReadonlyMap<string, Assignment> | undefined,
+	findings: Findings,
+	doubts: 'refuse' | 'warn',
+): void {
+	if (findings.problems.some(({place}) => place.startsWith(`${bundle.path}/`))) return;
+	const [mesh] = meshes;
+	const text: BundleText = {
+		clusterEnv: bundle.clusterEnv && entries && {...bundle.clusterEnv, entries},
+		mesh: bundle.mesh && mesh && {...bundle.mesh, parsed: mesh.parsed},
+		hosts: bundle.hosts,
+	};
+	for (const {place, message, remedy} of findCuts(text)) {
+		if (doubts === 'refuse') findings.problem(place, message, remedy);
+		else findings.warn(place, `${message}; ${remedy}`);
+	}
+}
+
+/** istiod takes an entry of a group with a probe for unhealthy until it hears otherwise, and sends it no traffic. */
+function warnOfProbe({workload}: Config, meshes: readonly MeshSource[], findings: Findings): void {
+	const mesh = meshes.find(({parsed}) => 'readinessProbe' in parsed.fields);
+	if (mesh && workload.group !== undefined)
+		findings.warn(
+			`${mesh.path}:${mesh.parsed.lines.get('readinessProbe')}`,
+			`WorkloadGroup ${workload.namespace}/${workload.group} has a probe, which this version does not run: the entry stays unhealthy and gets no traffic (take "probe" out of the group, then make the bundle anew)`,
+		);
+}
+
 const parseOwnFile = (text: string, findings: FileFindings) => parseOnrampYaml(text, settings, findings);
 
 /** Decodes and parses a file, if there is one and it is text. */
@@ -122,9 +163,8 @@ function readMeshes(bundle: BundleSource | undefined, findings: Findings): MeshS
 function readBundleVariables(
 	bundle: BundleSource | undefined,
 	meshes: readonly MeshSource[],
-	findings: Findings,
+	assignments: ReadonlyMap<string, Assignment>,
 ): Variables {
-	const assignments = readFile(bundle?.clusterEnv, findings, parseClusterEnv) ?? new Map();
 	return new Map([
 		...meshes.flatMap(({path, parsed}) => [...bundleVariables(path, parsed.metadata, 'proxyMetadata.')]),
 		...bundleVariables(bundle?.clusterEnv?.path ?? 'cluster.env', assignments),

@@ -16,6 +16,8 @@ export interface BundleSource {
 	readonly hosts: SourceFile | undefined;
 	readonly rootCertPath: string;
 	readonly tokenPath: string;
+	/** Whether istioctl wrote it as it is; the places of Istio hold what somebody has copied there, and perhaps edited. */
+	readonly isDirectory: boolean;
 }
 
 export interface HostFacts {
@@ -32,6 +34,8 @@ export interface Sources {
 	readonly flags: ParsedFlags;
 	readonly env: Environment;
 	readonly file: SourceFile | undefined;
+	/** Settings that `onramp join` was given and has kept. */
+	readonly kept: SourceFile | undefined;
 	readonly bundle: BundleSource | undefined;
 	readonly host: HostFacts;
 }

@@ -196,8 +196,17 @@ export interface Origin {
 	readonly place: string;
 }
 
+/** A file the configuration was read from, as it was then. */
+export interface ReadFile {
+	readonly path: string;
+	/** SHA-256 in hex; null when there was no file, and one that appears would count. */
+	readonly sha256: string | null;
+}
+
 export interface LoadedConfig {
 	readonly config: Config;
+	/** What only a start reads; tells whether a running agent has the configuration that is on disk now. */
+	readonly files: readonly ReadFile[];
 	/** Dotted path (`workload.namespace`) → origin, for every leaf. */
 	readonly origins: ReadonlyMap<string, Origin>;
 	/** Things that do not stop the agent but that a person should know. */

@@ -21,10 +21,13 @@ function makeCertificate({isCa = true, from = '2030-01-01', to = '2031-01-01'}):
 	return forge.pki.certificateToPem(certificate);
 }
 
+const part = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString('base64url');
+const token = `${part({alg: 'ES256'})}.${part({exp: 1})}.${Buffer.alloc(64, 7).toString('base64url')}`;
+
 const complete = (): Files => ({
 	...bundleFiles('autoregister'),
 	[`${at}/root-cert.pem`]: makeCertificate({}),
-	[`${at}/istio-token`]: 'a.b.c',
+	[`${at}/istio-token`]: token,
 	'/usr/local/bin/envoy': 'x',
 });
 
