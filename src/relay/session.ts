@@ -66,6 +66,8 @@ const resourcesPerTurn = 200;
 export class Session {
 	readonly #deps: SessionDeps;
 	readonly #types = new Map<string, TypeState>();
+	/** Endpoints that changed clusters wait for, while Envoy has not asked for any on this stream. */
+	readonly #owedEndpoints = new Set<string>();
 	#rewriter: Rewriter | undefined;
 	#nonce = 0;
 	#isFlushing = false;
@@ -107,7 +109,6 @@ export class Session {
 			void this.#flush();
 			return true;
 		}
-		if (url === typeUrl.cluster) this.#resendEndpoints(changed);
 		let isConcerned = false;
 		for (const name of changed) {
 			if (!state.isWildcard && !state.subscribed.has(name)) continue;
@@ -167,6 +168,10 @@ export class Session {
 			hasAnswered: false,
 			outstanding: undefined,
 		};
+		if (url === typeUrl.endpoint) {
+			for (const name of this.#owedEndpoints) state.sent.delete(name);
+			this.#owedEndpoints.clear();
+		}
 		this.#types.set(url, state);
 		return state;
 	}
@@ -219,18 +224,19 @@ export class Session {
 
 	/**
 	 * A changed EDS cluster warms until its endpoints come, and delta Envoy does not ask for them again: without this
-	 * the update is stuck for 15 seconds.
+	 * it warms for as long as its `initial_fetch_timeout` says, and istiod says for ever. To be called when the change
+	 * is sent: endpoints that reach Envoy before it are not what the new cluster waits for.
 	 */
-	#resendEndpoints(changed: readonly string[]): void {
+	#oweEndpoints(clusters: readonly string[]): void {
 		const endpoints = this.#types.get(typeUrl.endpoint);
-		const clusters = this.#types.get(typeUrl.cluster);
-		if (!endpoints || !clusters) return;
-		for (const cluster of changed) {
-			if (!clusters.sent.has(cluster)) continue;
+		for (const cluster of clusters) {
 			const name = this.#deps.cache.endpointName(cluster);
-			if (name === undefined || !endpoints.subscribed.has(name)) continue;
-			endpoints.sent.delete(name);
-			endpoints.dirty.add(name);
+			if (name === undefined) continue;
+			if (!endpoints) this.#owedEndpoints.add(name);
+			else if (endpoints.subscribed.has(name)) {
+				endpoints.sent.delete(name);
+				endpoints.dirty.add(name);
+			}
 		}
 	}
 
@@ -305,6 +311,8 @@ export class Session {
 			this.#deps.protocol === 'delta'
 				? this.#buildDelta(url, nonce, updates, removed)
 				: this.#buildSotw(url, nonce, state, updates);
+		if (url === typeUrl.cluster)
+			this.#oweEndpoints(updates.map(([{name}]) => name).filter(name => state.sent.has(name)));
 		for (const [resource, version] of updates) state.sent.set(resource.name, version);
 		for (const name of removed) state.sent.delete(name);
 		state.outstanding = {nonce, upstreamNonce: coveredNonce};

@@ -235,6 +235,46 @@ test('relay › resends the endpoints of a changed cluster, so that it does not 
 	await relay.stop();
 });
 
+test('relay › resends the endpoints after the changed cluster, also when it changed before Envoy took the first', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [edsCluster('c', '1')]);
+	const first = await envoy.response(cds, 1);
+	// As istiod does right after a registration: Envoy has the first cluster, and has asked for nothing yet.
+	stream.send(cds, [edsCluster('c', '2')]);
+	stream.send(eds, [resource(eds, 'c', 'addresses')]);
+	await settle();
+	envoy.ask(eds, ['c']);
+	envoy.answer(await envoy.response(eds, 1));
+	envoy.answer(first);
+	await envoy.response(cds, 2);
+	const again = await envoy.response(eds, 2);
+	t.is(again.resources[0]?.name, 'c');
+	await relay.stop();
+});
+
+test('relay › resends the endpoints of a cluster that changed while its Envoy was away', async t => {
+	const {upstream, connect, relay} = setUp();
+	relay.begin();
+	const stream = await upstream.stream(1);
+	stream.send(cds, [edsCluster('c', '1')]);
+	const [name, addresses] = resource(eds, 'c', 'addresses');
+	stream.send(eds, [[name, addresses]]);
+	await settle();
+	const returning = connect();
+	returning.ask(cds, [], {c: 'older'});
+	await returning.response(cds, 1);
+	// It holds just these endpoints.
+	const {CachedResource} = await import('../../../src/relay/cache.ts');
+	returning.ask(eds, ['c'], {
+		c: new CachedResource(name, addresses).versionFor({profile: '', rewrite: (_, __, any) => any}),
+	});
+	t.is((await returning.response(eds, 1)).resources[0]?.name, 'c');
+	await relay.stop();
+});
+
 test('relay › has one answer of a type under way at a time and sends later changes together', async t => {
 	const {upstream, connect, relay} = setUp();
 	const envoy = connect();
