@@ -633,17 +633,18 @@ export const table = {
 		leaf: 'proxy.drainMs',
 		mesh: {path: 'drainDuration'},
 	}),
+	// istiod keeps the entry of a VM that has left for 10 s, and the word has to spread (decision 0008).
 	terminationDrain: setting(
 		'proxy.termination-drain',
 		values.duration(),
-		'5s',
-		'Least wait between drain and end of Envoy',
+		'15s',
+		'How long a stopping VM goes on serving, at least, as its callers hear of the stop late',
 		{
 			leaf: 'proxy.terminationDrainMs',
 			mesh: {path: 'terminationDrainDuration'},
 		},
 	),
-	// Below the 30s that the unit gives the agent to stop.
+	// With the few seconds that ending Envoy may take, well below the 45 s a unit should give the agent to stop.
 	drainCeiling: setting('proxy.drain-ceiling', values.duration(), '25s', 'Longest wait for requests in flight', {
 		leaf: 'proxy.drainCeilingMs',
 	}),
