@@ -46,6 +46,17 @@ export type ErrorCode =
 	| 'status.listen_failed'
 	| 'status.command_failed'
 	| 'status.unreachable'
+	// capture
+	| 'capture.user_missing'
+	| 'capture.unit_missing'
+	| 'capture.permission'
+	| 'capture.unsupported'
+	| 'capture.tool_missing'
+	| 'capture.tool_failed'
+	| 'capture.foreign_rules'
+	| 'capture.not_ready'
+	| 'capture.rolled_back'
+	| 'capture.busy'
 	// cli
 	| 'cli.usage'
 	| 'cli.service_failed'
@@ -102,5 +113,8 @@ const exit78: ReadonlySet<ErrorCode> = new Set([
 	'identity.key_unsupported',
 	'control_plane.root_unusable',
 	'proxy.version_unsupported',
+	'capture.user_missing',
+	'capture.unsupported',
+	'capture.tool_missing',
 	'cli.usage',
 ]);

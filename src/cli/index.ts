@@ -1,6 +1,7 @@
 import type {Argv} from 'yargs';
 import {settings} from '../config/index.ts';
 import {version} from '../version.ts';
+import {captureCommand} from './capture.ts';
 import {configCommand} from './config.ts';
 import {joinCommand} from './join.ts';
 import {runCommand} from './run.ts';
@@ -41,6 +42,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	runCommand,
 	joinCommand,
 	statusCommand,
+	captureCommand,
 	configCommand,
 	versionCommand,
 ];
@@ -118,6 +120,9 @@ const vocabulary = {
 		'wait',
 		'install-to',
 		'install-only',
+		'format',
+		'force',
+		'all',
 		'help',
 		'help-all',
 		'version',

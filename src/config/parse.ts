@@ -1,4 +1,5 @@
 import {type BundleText, findCuts} from './bundle-whole.ts';
+import {readCapture} from './capture.ts';
 import {type Assignment, parseClusterEnv} from './cluster-env.ts';
 import {findConflicts} from './conflicts.ts';
 import {readControlPlane} from './control-plane.ts';
@@ -84,6 +85,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	const relay = readRelay(resolver, workload.isDnsCaptured);
 	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
 	const status = readStatus(resolver, workload.addresses);
+	const capture = readCapture(resolver, {isDnsCaptured: workload.isDnsCaptured, proxy, status});
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(
 		configs.map(({parsed}) => parsed.fields),
@@ -104,6 +106,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		relay,
 		proxy,
 		status,
+		capture,
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
 		isNotifyEnabled: resolver.take(table.notify),
 	};

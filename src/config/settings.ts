@@ -719,6 +719,227 @@ export const table = {
 		leaf: 'status.isEnvoyMerged',
 		istio: [{name: 'PILOT_AGENT_MERGE_ENVOY_STATS', read: nonEmpty}],
 	}),
+
+	captureEnabled: setting('capture.enabled', values.boolean, 'true', 'Whether the rules are ours to make', {
+		leaf: 'capture.isEnabled',
+		istio: [{name: 'ISTIO_CUSTOM_IP_TABLES', read: value => (value === '' ? undefined : String(!isTrue(value)))}],
+	}),
+	captureBackend: setting(
+		'capture.backend',
+		values.choice('auto', 'nft', 'iptables-nft', 'iptables-legacy'),
+		'auto',
+		'What to load rules with. auto: what this host has, and has rules in',
+		{
+			istio: [
+				{name: 'NATIVE_NFTABLES', read: value => (value !== '' && isTrue(value) ? 'nft' : undefined)},
+				{name: 'FORCE_IPTABLES_BINARY', read: value => nonEmpty(value) && `iptables-${value}`},
+			],
+		},
+	),
+	interception: setting(
+		'capture.interception',
+		values.choice('redirect', 'tproxy'),
+		'redirect',
+		'tproxy keeps the source address of inbound connections; Envoy then needs CAP_NET_ADMIN',
+		{
+			istio: [
+				{
+					name: 'ISTIO_INBOUND_INTERCEPTION_MODE',
+					// Istio takes any other text as REDIRECT.
+					read: value => nonEmpty(value) && (value === 'TPROXY' ? 'tproxy' : 'redirect'),
+				},
+			],
+		},
+	),
+	captureUsers: setting(
+		'capture.users',
+		values.someOwners,
+		'onramp',
+		'Users of agent and Envoy, whose connections are not captured, nor those of their groups',
+		{
+			istio: [
+				{name: 'PROXY_UID', read: nonEmpty},
+				{name: 'ENVOY_USER', read: nonEmpty},
+			],
+		},
+	),
+	captureGroups: setting('capture.groups', values.owners, '', 'Further groups whose connections are not captured', {
+		istio: [{name: 'PROXY_GID', read: nonEmpty}],
+	}),
+	captureOutboundPort: setting('capture.outbound-port', values.port, '15001', "Envoy's outbound listener"),
+	captureInboundPort: setting('capture.inbound-port', values.port, '15006', "Envoy's inbound listener", {
+		istio: [{name: 'INBOUND_CAPTURE_PORT', read: nonEmpty}],
+	}),
+	captureTunnelPort: setting('capture.tunnel-port', values.port, '15008', 'Tunnel port (HBONE), never captured', {
+		istio: [{name: 'INBOUND_TUNNEL_PORT', read: nonEmpty}],
+	}),
+	inboundPorts: setting(
+		'capture.inbound-ports',
+		values.portsOrAll,
+		'*',
+		'Ports whose inbound connections are captured; SSH and the ports of agent and Envoy never are',
+		{isCommon: true, istio: [{name: 'ISTIO_INBOUND_PORTS'}]},
+	),
+	inboundExcludePorts: setting(
+		'capture.inbound-exclude-ports',
+		values.ports,
+		'',
+		'Ports to leave out while inbound-ports is *',
+		{istio: [{name: 'ISTIO_LOCAL_EXCLUDE_PORTS'}]},
+	),
+	outboundCidrs: setting(
+		'capture.outbound-cidrs',
+		values.cidrsOrAll,
+		'*',
+		'Networks to which outbound connections are captured, IPv4 and IPv6 mixed',
+		{isCommon: true, istio: [{name: 'ISTIO_SERVICE_CIDR'}]},
+	),
+	outboundExcludeCidrs: setting(
+		'capture.outbound-exclude-cidrs',
+		values.cidrs,
+		'',
+		"Networks to leave out; the cloud's metadata server always is",
+		{isCommon: true, istio: [{name: 'ISTIO_SERVICE_EXCLUDE_CIDR'}]},
+	),
+	outboundPorts: setting(
+		'capture.outbound-ports',
+		values.ports,
+		'',
+		'Ports to which outbound connections are captured, whatever the network',
+		{istio: [{name: 'ISTIO_OUTBOUND_PORTS'}]},
+	),
+	outboundExcludePorts: setting('capture.outbound-exclude-ports', values.ports, '', 'Ports to leave out', {
+		istio: [{name: 'ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE'}],
+	}),
+	captureExcludeInterfaces: setting(
+		'capture.exclude-interfaces',
+		values.interfaces,
+		'',
+		'Interfaces whose traffic is not captured in either direction',
+		{istio: [{name: 'ISTIO_EXCLUDE_INTERFACES'}]},
+	),
+	captureOutboundInterfaces: setting(
+		'capture.outbound-interfaces',
+		values.interfaces,
+		'',
+		'Interfaces to guests whose outgoing connections are captured as if they were those of this machine',
+		{istio: [{name: 'KUBE_VIRT_INTERFACES'}]},
+	),
+	captureBridges: setting(
+		'capture.bridges',
+		values.choice('ignore', 'outbound'),
+		'ignore',
+		'What becomes of connections from containers and virtual machines on this host (docker0, br-*, virbr*, …)',
+	),
+	outboundUsers: setting('capture.outbound-users', values.ownersOrAll, '*', 'Capture only connections of these users'),
+	outboundExcludeUsers: setting('capture.outbound-exclude-users', values.owners, '', 'Users to leave out'),
+	outboundGroups: setting(
+		'capture.outbound-groups',
+		values.ownersOrAll,
+		'*',
+		'Capture only connections of these groups',
+		{istio: [{name: 'ISTIO_OUTBOUND_OWNER_GROUPS'}]},
+	),
+	outboundExcludeGroups: setting('capture.outbound-exclude-groups', values.owners, '', 'Groups to leave out', {
+		istio: [{name: 'ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE'}],
+	}),
+	captureUnits: setting(
+		'capture.units',
+		values.units,
+		'',
+		'Capture only connections of these systemd units, or control groups by path',
+	),
+	captureExcludeUnits: setting('capture.exclude-units', values.units, '', 'Units to leave out'),
+	captureLoopback: setting(
+		'capture.loopback-cidr',
+		values.loopbackCidr,
+		'127.0.0.1/32',
+		'IPv4 destinations that are meant as loopback',
+		{istio: [{name: 'ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR', read: nonEmpty}]},
+	),
+	captureDns: setting(
+		'capture.dns',
+		values.choice('auto', 'servers', 'all', 'off'),
+		'auto',
+		'Questions to the servers of resolv.conf, to any server, or none. auto: servers, if workload.dns-capture is on',
+		{istio: [{name: 'CAPTURE_ALL_DNS', read: value => (value !== '' && isTrue(value) ? 'all' : undefined)}]},
+	),
+	captureDnsPort: setting('capture.dns-port', values.port, '15053', 'Where the agent answers them'),
+	captureIpv6: setting(
+		'capture.ipv6',
+		values.choice('capture', 'reject', 'ignore'),
+		'capture',
+		'reject: no outgoing IPv6, also where a kernel cannot redirect it; ignore: it goes past Envoy',
+	),
+	captureDropInvalid: setting(
+		'capture.drop-invalid',
+		values.boolean,
+		'false',
+		'Drop incoming packets that belong to no connection',
+		{
+			istio: [
+				{name: 'DROP_INVALID', read: nonEmpty},
+				{name: 'INVALID_DROP', read: nonEmpty},
+			],
+		},
+	),
+	tproxyMark: setting(
+		'capture.tproxy-mark',
+		values.integer(1, 2 ** 31),
+		'1337',
+		'Mark of captured packets; the next one is used, too',
+		{
+			istio: [{name: 'ISTIO_INBOUND_TPROXY_MARK', read: nonEmpty}],
+		},
+	),
+	tproxyTable: setting(
+		'capture.tproxy-route-table',
+		values.integer(1, 252),
+		'133',
+		'Routing table that delivers them',
+		{
+			leaf: 'capture.tproxyTable',
+			istio: [{name: 'ISTIO_INBOUND_TPROXY_ROUTE_TABLE', read: nonEmpty}],
+		},
+	),
+	onAgentDown: setting(
+		'capture.on-agent-down',
+		values.choice('hold', 'bypass', 'block'),
+		'hold',
+		'Without Envoy: connections are refused until it is back; go past it; or are refused even after a stop',
+		{isCommon: true},
+	),
+	onDrift: setting(
+		'capture.on-drift',
+		values.choice('repair', 'report'),
+		'repair',
+		'When somebody else has changed the rules',
+	),
+	existingConnections: setting(
+		'capture.existing-connections',
+		values.choice('leave', 'end'),
+		'leave',
+		'Connections from before the rules, which go past Envoy until they end',
+	),
+	captureProbes: setting(
+		'capture.probes',
+		values.probes,
+		'',
+		'What must answer after a change of rules as it did before: tcp://HOST:PORT, dns:NAME',
+	),
+	captureWait: setting(
+		'capture.wait',
+		values.duration(),
+		'30s',
+		'How long Envoy and DNS may take to answer before rules are loaded',
+		{leaf: 'capture.waitMs'},
+	),
+	captureStateDir: setting(
+		'capture.state-dir',
+		values.path,
+		'{run-dir}/capture',
+		'What must be known until the next change of rules',
+	),
 };
 
 /** Every setting, in the order of help and docs. */

@@ -169,6 +169,63 @@ export interface StatusConfig {
 	readonly isEnvoyMerged: boolean;
 }
 
+export interface CaptureConfig {
+	/** False: rules are somebody else's business (ISTIO_CUSTOM_IP_TABLES). */
+	readonly isEnabled: boolean;
+	readonly backend: 'auto' | 'nft' | 'iptables-nft' | 'iptables-legacy';
+	readonly interception: 'redirect' | 'tproxy';
+	/** Users of agent and Envoy, names or numbers; their primary groups are exempt, too. */
+	readonly users: readonly string[];
+	/** Further groups that are exempt. */
+	readonly groups: readonly string[];
+	/** Envoy's listeners. */
+	readonly outboundPort: number;
+	readonly inboundPort: number;
+	/** HBONE; reached directly. */
+	readonly tunnelPort: number;
+	/** Ports that agent and Envoy answer on for the outside. */
+	readonly ownPorts: readonly {readonly port: number; readonly use: string}[];
+	readonly inboundPorts: '*' | readonly number[];
+	readonly inboundExcludePorts: readonly number[];
+	/** Both families, mixed. */
+	readonly outboundCidrs: '*' | readonly string[];
+	readonly outboundExcludeCidrs: readonly string[];
+	/** Captured whatever the destination. */
+	readonly outboundPorts: readonly number[];
+	readonly outboundExcludePorts: readonly number[];
+	readonly excludeInterfaces: readonly string[];
+	/** What comes in there is treated as outbound (KUBE_VIRT_INTERFACES). */
+	readonly outboundInterfaces: readonly string[];
+	/** Bridges to containers and virtual machines. */
+	readonly bridges: 'ignore' | 'outbound';
+	readonly outboundUsers: '*' | readonly string[];
+	readonly outboundExcludeUsers: readonly string[];
+	readonly outboundGroups: '*' | readonly string[];
+	readonly outboundExcludeGroups: readonly string[];
+	/** systemd units, or control groups by path; none = all. */
+	readonly units: readonly string[];
+	readonly excludeUnits: readonly string[];
+	/** IPv4 destinations that are meant as loopback. */
+	readonly loopbackCidr: string;
+	/** `servers`: questions to the servers of resolv.conf. `all`: to any server. */
+	readonly dns: 'off' | 'servers' | 'all';
+	readonly dnsPort: number;
+	readonly ipv6: 'capture' | 'reject' | 'ignore';
+	readonly dropInvalid: boolean;
+	/** The mark after it is used as well. */
+	readonly tproxyMark: number;
+	readonly tproxyTable: number;
+	readonly onAgentDown: 'hold' | 'bypass' | 'block';
+	readonly onDrift: 'repair' | 'report';
+	/** Connections from before the rules. */
+	readonly existingConnections: 'leave' | 'end';
+	/** Further things that must answer after an apply as they did before: `tcp://host:port`, `dns:name`. */
+	readonly probes: readonly string[];
+	/** How long Envoy and DNS may take to answer before an apply is given up. */
+	readonly waitMs: number;
+	readonly stateDir: string;
+}
+
 export interface LogConfig {
 	readonly level: 'debug' | 'info' | 'warn' | 'error';
 	readonly format: 'json' | 'text';
@@ -184,6 +241,7 @@ export interface Config {
 	readonly relay: RelayConfig;
 	readonly proxy: ProxyConfig;
 	readonly status: StatusConfig;
+	readonly capture: CaptureConfig;
 	readonly log: LogConfig;
 	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
 	readonly isNotifyEnabled: boolean;

@@ -187,6 +187,101 @@ const listOf = <T>(name: string, item: ValueType<T>, min = 0): ValueType<readonl
 
 export const strings = listOf('list', anyString);
 
+export const ports = listOf('ports', port);
+
+/** `*`, or a list; nothing is an empty list. */
+const allOr = <T>(list: ValueType<readonly T[]>): ValueType<'*' | readonly T[]> => ({
+	name: list.name,
+	accepts: `* for all, or ${list.accepts}`,
+	parse: (raw, base) =>
+		raw === '*' || (Array.isArray(raw) && raw.length === 1 && raw[0] === '*') ? '*' : list.parse(raw, base),
+});
+
+export const portsOrAll = allOr(ports);
+
+/** With the bits behind the prefix cleared, as the kernel shows it. */
+export const cidr = text('network', 'a network such as 10.0.0.0/8 or fd00::/8', parseCidr);
+export const cidrs = listOf('networks', cidr);
+export const cidrsOrAll = allOr(cidrs);
+
+/** @throws ValueError */
+export function parseCidr(value: string): string {
+	const [address = '', digits, ...rest] = value.trim().split('/');
+	const version = isIP(address);
+	if (version === 0 || rest.length > 0 || address.includes('%')) throw new ValueError('is not a network');
+	const bits = version === 4 ? 32 : 128;
+	const prefix = digits === undefined ? bits : wholeNumber(digits, 0, bits);
+	if (prefix === 0) throw new ValueError('means everything: write *');
+	return `${maskAddress(address, prefix)}/${prefix}`;
+}
+
+function maskAddress(address: string, prefix: number): string {
+	const isV4 = isIP(address) === 4;
+	const [size, count, radix] = isV4 ? [8, 4, 10] : [16, 8, 16];
+	const groups = isV4 ? address.split('.').map(Number) : expandIpv6(address);
+	const masked = groups.map((group, i) => {
+		const kept = Math.min(Math.max(prefix - i * size, 0), size);
+		return group & (((1 << kept) - 1) << (size - kept));
+	});
+	if (masked.length !== count) throw new ValueError('is not a network');
+	const text = masked.map(group => group.toString(radix)).join(isV4 ? '.' : ':');
+	return isV4 ? text : new URL(`http://[${text}]`).hostname.slice(1, -1);
+}
+
+function expandIpv6(address: string): number[] {
+	// The URL parser writes an embedded IPv4 address in hexadecimal, and everything in lower case.
+	const canonical = new URL(`http://[${address}]`).hostname.slice(1, -1);
+	const [head = '', tail] = canonical.split('::');
+	const groups = (part: string): number[] =>
+		part === '' ? [] : part.split(':').map(group => Number.parseInt(group, 16));
+	if (tail === undefined) return groups(head);
+	const [left, right] = [groups(head), groups(tail)];
+	return [...left, ...Array.from({length: 8 - left.length - right.length}, () => 0), ...right];
+}
+
+/** As Istio checks it: a part of 127.0.0.0/8. */
+export const loopbackCidr = text('network', 'a part of 127.0.0.0/8', value => {
+	const parsed = parseCidr(value);
+	if (!parsed.startsWith('127.') || Number(parsed.split('/')[1]) < 8)
+		throw new ValueError('is not a part of 127.0.0.0/8');
+	return parsed;
+});
+
+/** As the kernel takes them (dev_valid_name), without what would end a word in a rule. */
+const interfaceName = text('interface', 'the name of a network interface, or its beginning and *', value => {
+	if (!/^[A-Za-z0-9_.@:-]{1,15}\*?$/.test(value) || value.length > 15 || value === '.' || value === '..')
+		throw new ValueError('is not the name of an interface');
+	return value;
+});
+export const interfaces = listOf('interfaces', interfaceName);
+
+const owner = text('owner', 'a name or a number', value => {
+	if (!/^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?$/.test(value)) throw new ValueError('is neither a name nor a number');
+	return value;
+});
+export const owners = listOf('owners', owner);
+export const someOwners = listOf('owners', owner, 1);
+export const ownersOrAll = allOr(owners);
+
+const unit = text(
+	'unit',
+	'a systemd unit such as app.service, or a control group such as system.slice/app.service',
+	value => {
+		const path = value.replace(/^\/+|\/+$/g, '');
+		if (!/^[A-Za-z0-9_.@:\\/-]{1,255}$/.test(path) || path.split('/').some(part => part === '..' || part === ''))
+			throw new ValueError('is neither a unit nor a control group');
+		return path;
+	},
+);
+export const units = listOf('units', unit);
+
+const probe = text('probe', 'tcp://HOST:PORT or dns:NAME', value => {
+	if (!/^(?:tcp:\/\/(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):\d{1,5}|dns:[A-Za-z0-9_.-]{1,253})$/.test(value))
+		throw new ValueError('is not a probe');
+	return value;
+});
+export const probes = listOf('probes', probe);
+
 const endpoint = text('endpoint', 'host:port, or http://host:port for no TLS', parseEndpoint);
 export const endpoints = listOf('endpoints', endpoint, 1);
 

@@ -168,7 +168,7 @@ test('config › every setting can be given by flag, variable and file', t => {
 			unique(settings.map(({env}) => env)) &&
 			unique(settings.map(({key}) => key)),
 	);
-	for (const {env, flag} of settings) t.true(/^ONRAMP_[A-Z_]+$/.test(env) && /^[a-z-]+$/.test(flag), env);
+	for (const {env, flag} of settings) t.true(/^ONRAMP_[A-Z0-9_]+$/.test(env) && /^[a-z0-9-]+$/.test(flag), env);
 });
 
 const mem =

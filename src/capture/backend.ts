@@ -1,0 +1,41 @@
+import type {Plan} from './rules.ts';
+
+/** Our rules as they are in the kernel now. */
+export interface LiveRules {
+	/** Digest of the plan they were made from; undefined when they do not say, as after a change by hand. */
+	readonly planDigest: string | undefined;
+	readonly kind: Plan['kind'] | undefined;
+	/** Number of rules by family and chain: `ip nat_output`. */
+	readonly counts: Readonly<Record<string, number>>;
+	/** Of all our rules, without counters. */
+	readonly fingerprint: string;
+	/** The fingerprint as it was right after loading; undefined when the load was cut short. */
+	readonly loadedFingerprint: string | undefined;
+	/** Rules of others that act before ours and can take packets from them. */
+	readonly inFront: readonly string[];
+	/** Something that only this backend can tell is missing (a jump to our chain, …). */
+	readonly missing: readonly string[];
+	/** Packets that each rule has seen, by chain and position. */
+	readonly packets: readonly {
+		readonly family: string;
+		readonly chain: string;
+		readonly comment: string;
+		readonly packets: number;
+	}[];
+}
+
+export type BackendName = 'nft' | 'iptables-nft' | 'iptables-legacy';
+
+/** One way to put rules into the kernel. Each owns its own table or chains and touches nothing else. */
+export interface Backend {
+	readonly name: BackendName;
+	/** undefined = nothing of ours is there. */
+	read(): Promise<LiveRules | undefined>;
+	/** Whether the kernel would take the plan; changes nothing. @throws AgentError */
+	check(plan: Plan): Promise<void>;
+	/** Replaces whatever of ours is there, without a moment in between. @throws AgentError */
+	load(plan: Plan): Promise<void>;
+	remove(): Promise<void>;
+	/** The text that load would hand to the kernel. */
+	render(plan: Plan): Promise<string>;
+}

@@ -1,0 +1,94 @@
+import {spawn} from 'node:child_process';
+import {constants} from 'node:fs';
+import {access} from 'node:fs/promises';
+import {AgentError} from '../errors.ts';
+
+export interface Outcome {
+	readonly code: number;
+	readonly stdout: string;
+	readonly stderr: string;
+}
+
+/** Runs a program to its end; what it printed and how it ended is the caller's to judge. */
+export type Run = (program: string, args: readonly string[], input?: string) => Promise<Outcome>;
+
+/** Where distributions put these tools. PATH is not asked: other programs share their names, and we run as root. */
+const directories = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/local/sbin', '/usr/local/bin'];
+
+/** A rule set takes milliseconds; iptables-legacy may wait this long for its lock. */
+const timeoutMs = 30_000;
+
+const found = new Map<string, Promise<string | undefined>>();
+
+/** Path of a tool, or undefined when this machine does not have it. */
+export function findProgram(name: string): Promise<string | undefined> {
+	const known = found.get(name) ?? lookFor(name);
+	found.set(name, known);
+	return known;
+}
+
+async function lookFor(name: string): Promise<string | undefined> {
+	for (const directory of directories) {
+		const path = `${directory}/${name}`;
+		try {
+			await access(path, constants.X_OK);
+			return path;
+		} catch {
+			// Not there, or not for us: the next directory may have it.
+		}
+	}
+	return undefined;
+}
+
+/** @throws AgentError `capture.tool_missing` when this machine does not have the program */
+export const runProgram: Run = async (program, args, input = '') => {
+	const path = await findProgram(program);
+	if (path === undefined)
+		throw new AgentError('capture.tool_missing', `run ${program}: this machine does not have it`, {
+			hint: `install the package that brings it (${packageOf(program)})`,
+		});
+	return new Promise((resolve, reject) => {
+		const child = spawn(path, [...args], {
+			stdio: ['pipe', 'pipe', 'pipe'],
+			env: {PATH: directories.join(':'), LC_ALL: 'C', ...lockFile()},
+			timeout: timeoutMs,
+			killSignal: 'SIGKILL',
+		});
+		const out: Buffer[] = [];
+		const err: Buffer[] = [];
+		child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
+		child.stderr.on('data', (chunk: Buffer) => err.push(chunk));
+		child.stdin.on('error', () => {}); // it ended before it had read all; its exit code says why
+		child.on('error', reject);
+		child.on('close', code =>
+			resolve({code: code ?? -1, stdout: Buffer.concat(out).toString(), stderr: Buffer.concat(err).toString()}),
+		);
+		child.stdin.end(input);
+	});
+};
+
+/** iptables-legacy wants to write its lock; a sandboxed unit gives it another place. */
+const lockFile = (): Record<string, string> => {
+	const path = process.env['XTABLES_LOCKFILE'];
+	return path ? {XTABLES_LOCKFILE: path} : {};
+};
+
+const packageOf = (program: string): string =>
+	program === 'nft' ? 'nftables' : program.startsWith('ip') && program.includes('tables') ? 'iptables' : 'iproute2';
+
+/** @throws AgentError `capture.permission` or `capture.tool_failed` with what the program said */
+export async function mustRun(run: Run, program: string, args: readonly string[], input?: string): Promise<string> {
+	const outcome = await run(program, args, input);
+	if (outcome.code === 0) return outcome.stdout;
+	throw failureOf(program, args, outcome);
+}
+
+export function failureOf(program: string, args: readonly string[], {code, stdout, stderr}: Outcome): AgentError {
+	const said = (stderr.trim() || stdout.trim()).split('\n').slice(0, 3).join('; ') || `exit code ${code}`;
+	const command = [program, ...args].join(' ');
+	if (/operation not permitted|permission denied|you must be root/i.test(said))
+		return new AgentError('capture.permission', `${command}: ${said}`, {
+			hint: 'needs CAP_NET_ADMIN, and CAP_NET_RAW for iptables-legacy: run it as root, or as the capture service',
+		});
+	return new AgentError('capture.tool_failed', `${command}: ${said}`, {hint: 'nothing further was changed'});
+}

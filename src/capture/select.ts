@@ -1,0 +1,56 @@
+import {AgentError, reasonOf} from '../errors.ts';
+import type {Backend, BackendName} from './backend.ts';
+import {iptablesBackend} from './iptables.ts';
+import {nftBackend} from './nft.ts';
+import {findProgram, type Run} from './programs.ts';
+import type {Plan} from './rules.ts';
+
+/** The tools of each way; all must be there. */
+const tools: Readonly<Record<BackendName, readonly string[]>> = {
+	nft: ['nft'],
+	'iptables-nft': ['iptables-nft-save', 'iptables-nft-restore'],
+	'iptables-legacy': ['iptables-legacy-save', 'iptables-legacy-restore'],
+};
+
+const names: readonly BackendName[] = ['nft'];
+
+const make = (name: BackendName, run: Run): Backend => (name === 'nft' ? nftBackend(run) : iptablesBackend(name, run));
+
+/** Every way this machine has the tools for, in order of preference. */
+export async function findBackends(run: Run): Promise<readonly Backend[]> {
+	const found: Backend[] = [];
+	for (const name of names)
+		if ((await Promise.all(tools[name].map(findProgram))).every(path => path !== undefined))
+			found.push(make(name, run));
+	return found;
+}
+
+/**
+ * The first way that would take the plan, as the kernel itself says; nothing is changed to find out.
+ * @throws AgentError `capture.tool_missing`, `capture.unsupported` with the reason of each, `capture.permission`
+ */
+export async function selectBackend(wanted: BackendName | 'auto', plan: Plan, run: Run): Promise<Backend> {
+	const found = await findBackends(run);
+	const candidates = wanted === 'auto' ? found : found.filter(({name}) => name === wanted);
+	if (candidates.length === 0)
+		throw new AgentError(
+			'capture.tool_missing',
+			wanted === 'auto'
+				? 'capture: this machine has neither nft nor iptables'
+				: `capture: this machine does not have ${wanted}`,
+			{hint: 'install the package nftables (or iptables); nothing was changed'},
+		);
+	const reasons: string[] = [];
+	for (const backend of candidates) {
+		try {
+			await backend.check(plan);
+			return backend;
+		} catch (error) {
+			if (!(error instanceof AgentError) || error.code === 'capture.permission') throw error;
+			reasons.push(`${backend.name}: ${reasonOf(error)}`);
+		}
+	}
+	throw new AgentError('capture.unsupported', `capture: no way to load the rules works here: ${reasons.join('; ')}`, {
+		hint: 'nothing was changed; docs/capture.md lists what a kernel must have',
+	});
+}

@@ -1,0 +1,57 @@
+import {byDefault, type Resolver} from './resolver.ts';
+import {table} from './settings.ts';
+import type {CaptureConfig, ProxyConfig, StatusConfig} from './types.ts';
+
+export interface CaptureSurroundings {
+	readonly isDnsCaptured: boolean;
+	readonly proxy: ProxyConfig;
+	readonly status: StatusConfig;
+}
+
+export function readCapture(resolver: Resolver, {isDnsCaptured, proxy, status}: CaptureSurroundings): CaptureConfig {
+	const dns = resolver.take(table.captureDns);
+	resolver.note('capture.ownPorts', resolver.origins.get(table.statusPort.leaf) ?? byDefault);
+	return {
+		isEnabled: resolver.take(table.captureEnabled),
+		backend: resolver.take(table.captureBackend),
+		interception: resolver.take(table.interception),
+		users: resolver.take(table.captureUsers),
+		groups: resolver.take(table.captureGroups),
+		outboundPort: resolver.take(table.captureOutboundPort),
+		inboundPort: resolver.take(table.captureInboundPort),
+		tunnelPort: resolver.take(table.captureTunnelPort),
+		ownPorts: [
+			{port: status.port, use: 'health and metrics of the agent'},
+			{port: proxy.readinessPort, use: 'readiness of Envoy'},
+			{port: proxy.metricsPort, use: 'metrics of Envoy'},
+		],
+		inboundPorts: resolver.take(table.inboundPorts),
+		inboundExcludePorts: resolver.take(table.inboundExcludePorts),
+		outboundCidrs: resolver.take(table.outboundCidrs),
+		outboundExcludeCidrs: resolver.take(table.outboundExcludeCidrs),
+		outboundPorts: resolver.take(table.outboundPorts),
+		outboundExcludePorts: resolver.take(table.outboundExcludePorts),
+		excludeInterfaces: resolver.take(table.captureExcludeInterfaces),
+		outboundInterfaces: resolver.take(table.captureOutboundInterfaces),
+		bridges: resolver.take(table.captureBridges),
+		outboundUsers: resolver.take(table.outboundUsers),
+		outboundExcludeUsers: resolver.take(table.outboundExcludeUsers),
+		outboundGroups: resolver.take(table.outboundGroups),
+		outboundExcludeGroups: resolver.take(table.outboundExcludeGroups),
+		units: resolver.take(table.captureUnits),
+		excludeUnits: resolver.take(table.captureExcludeUnits),
+		loopbackCidr: resolver.take(table.captureLoopback),
+		dns: dns === 'auto' ? (isDnsCaptured ? 'servers' : 'off') : dns,
+		dnsPort: resolver.take(table.captureDnsPort),
+		ipv6: resolver.take(table.captureIpv6),
+		dropInvalid: resolver.take(table.captureDropInvalid),
+		tproxyMark: resolver.take(table.tproxyMark),
+		tproxyTable: resolver.take(table.tproxyTable),
+		onAgentDown: resolver.take(table.onAgentDown),
+		onDrift: resolver.take(table.onDrift),
+		existingConnections: resolver.take(table.existingConnections),
+		probes: resolver.take(table.captureProbes),
+		waitMs: resolver.take(table.captureWait),
+		stateDir: resolver.take(table.captureStateDir),
+	};
+}

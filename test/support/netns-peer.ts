@@ -1,0 +1,144 @@
+// Runs inside a network namespace as some user, and does there what it is told, one JSON line a command on stdin.
+import {createSocket} from 'node:dgram';
+import {connect, createServer, type Socket} from 'node:net';
+import {createInterface} from 'node:readline';
+
+type Fields = Readonly<Record<string, unknown>>;
+
+const seen: Fields[] = [];
+const held = new Map<number, Socket>();
+
+/** Says to each client whether its connection came through Envoy, which sends a PROXY line first. */
+function listen({host, port}: Fields): Promise<Fields> {
+	const server = createServer(socket => {
+		let text = '';
+		socket.on('error', () => {});
+		socket.on('data', chunk => {
+			text += chunk.toString('latin1');
+			if (!text.endsWith('hi\n')) return;
+			const connection = {via: text.startsWith('PROXY ') ? 'envoy' : 'direct', peer: socket.remoteAddress, port};
+			seen.push(connection);
+			text = '';
+			socket.write(`${JSON.stringify(connection)}\n`);
+		});
+	});
+	return new Promise((resolve, reject) => {
+		server.once('error', reject);
+		server.listen({host: String(host), port: Number(port), ipv6Only: String(host) === '::'}, () => resolve({}));
+	});
+}
+
+function ask({host, port, from, hold, withinMs = 3000}: Fields): Promise<Fields> {
+	return new Promise(resolve => {
+		const socket = connect({host: String(host), port: Number(port), ...(from ? {localAddress: String(from)} : {})});
+		let text = '';
+		const end = (answer: Fields) => {
+			if (hold && answer['via']) held.set(Number(hold), socket);
+			else socket.destroy();
+			resolve(answer);
+		};
+		socket.setTimeout(Number(withinMs), () => end({error: 'timeout'}));
+		socket.once('error', (error: NodeJS.ErrnoException) => end({error: error.code ?? error.message}));
+		socket.on('end', () => end({error: 'closed'}));
+		socket.on('data', chunk => {
+			text += chunk.toString();
+			if (text.endsWith('\n')) end(JSON.parse(text) as Fields);
+		});
+		socket.write('hi\n');
+	});
+}
+
+function askAgain({hold, withinMs = 3000}: Fields): Promise<Fields> {
+	const socket = held.get(Number(hold))!;
+	return new Promise(resolve => {
+		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
+		const end = (answer: Fields) => {
+			clearTimeout(timer);
+			resolve(answer);
+		};
+		socket.removeAllListeners('data');
+		socket.once('error', (error: NodeJS.ErrnoException) => end({error: error.code}));
+		socket.once('close', () => end({error: 'closed'}));
+		socket.on('data', chunk => end(JSON.parse(chunk.toString()) as Fields));
+		socket.write('hi\n');
+	});
+}
+
+/** Answers every question, over UDP and TCP, with a message that says who did, in place of records. */
+function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
+	const answer = (question: Buffer) =>
+		Buffer.concat([
+			question.subarray(0, 2),
+			Buffer.from([0x81, 0x80, 0, 0, 0, 0, 0, 0, 0, 0]),
+			Buffer.from(String(name)),
+		]);
+	const socket = createSocket(String(host).includes(':') ? 'udp6' : 'udp4');
+	socket.on('message', (question, peer) => {
+		if (!silent) socket.send(answer(question), peer.port, peer.address);
+	});
+	const server = createServer(client => {
+		client.on('error', () => {});
+		client.on('data', framed => {
+			const message = answer(framed.subarray(2));
+			if (!silent) client.end(Buffer.concat([Buffer.from([message.length >> 8, message.length & 255]), message]));
+		});
+	});
+	return new Promise((resolve, reject) => {
+		socket.once('error', reject);
+		server.once('error', reject);
+		socket.bind(Number(port), String(host), () => server.listen(Number(port), String(host), () => resolve({})));
+	});
+}
+
+const question = Buffer.from([7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0x61, 0, 0, 1, 0, 1]);
+
+function askName({server, protocol = 'udp', withinMs = 3000}: Fields): Promise<Fields> {
+	return new Promise(resolve => {
+		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
+		const end = (answer: Fields) => {
+			clearTimeout(timer);
+			resolve(answer);
+		};
+		if (protocol === 'udp') {
+			const socket = createSocket(String(server).includes(':') ? 'udp6' : 'udp4');
+			socket.on('error', (error: NodeJS.ErrnoException) => end({error: error.code}));
+			socket.on('message', message => {
+				socket.close();
+				end({name: message.subarray(12).toString()});
+			});
+			socket.connect(53, String(server), () => socket.send(question));
+			return;
+		}
+		const socket = connect(53, String(server), () => {
+			socket.write(Buffer.concat([Buffer.from([0, question.length]), question]));
+		});
+		socket.on('error', (error: NodeJS.ErrnoException) => end({error: error.code}));
+		socket.on('data', message => end({name: message.subarray(14).toString()}));
+	});
+}
+
+const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | unknown>> = {
+	listen,
+	ask,
+	askAgain,
+	serveNames,
+	askName,
+	seen: () => [...seen],
+	forget: () => {
+		seen.length = 0;
+		return {};
+	},
+};
+
+createInterface({input: process.stdin})
+	.on('line', line => {
+		const {id, command, ...fields} = JSON.parse(line) as {id: number; command: string};
+		Promise.resolve()
+			.then(() => commands[command]!(fields))
+			.then(
+				result => console.log(JSON.stringify({id, result})),
+				(error: unknown) => console.log(JSON.stringify({id, error: String(error)})),
+			);
+	})
+	.on('close', () => process.exit(0));
+console.log(JSON.stringify({id: 0, result: {pid: process.pid}}));
