@@ -117,4 +117,5 @@ const exit78: ReadonlySet<ErrorCode> = new Set([
 	'capture.unsupported',
 	'capture.tool_missing',
 	'cli.usage',
+	'cli.agent_differs',
 ]);

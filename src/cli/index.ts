@@ -16,6 +16,10 @@ export interface Command {
 	readonly description: string;
 	/** Whether the settings of the daemon are flags of this command. */
 	readonly hasSettings: boolean;
+	/** Flags of settings that mean nothing here; they are refused. */
+	readonly withoutSettings?: readonly string[];
+	/** Flags of the few settings that matter here; the others are taken, and only `--help-all` shows them. */
+	readonly mainSettings?: readonly string[];
 	readonly options?: (yargs: Argv) => Argv;
 	/** Returns the exit code. */
 	run(flags: Flags, signal: AbortSignal): Promise<number>;
@@ -71,7 +75,7 @@ export async function runCli(argv: readonly string[], signal: AbortSignal): Prom
 			'duplicate-arguments-array': false,
 			'boolean-negation': false,
 		})
-		.wrap(Math.min(120, process.stdout.columns ?? 100))
+		.wrap(Math.min(120, process.stdout.columns ?? 80))
 		.exitProcess(false)
 		.option('help-all', {type: 'boolean', description: 'Show every setting', global: true})
 		.fail((message, error) => {
@@ -83,8 +87,11 @@ export async function runCli(argv: readonly string[], signal: AbortSignal): Prom
 			command.usage,
 			command.description,
 			builder => {
-				if (command.hasSettings) addSettings(builder, showsAll);
-				return command.options?.(builder) ?? builder;
+				// Named first, so that what is the command's own stands above the settings.
+				builder.group(['help', 'help-all'], 'Options:').hide('version');
+				command.options?.(builder);
+				if (command.hasSettings) addSettings(builder, command, showsAll);
+				return builder;
 			},
 			async flags => {
 				code = await command.run(flags as Flags, signal);
@@ -118,11 +125,13 @@ const vocabulary = {
 		...settings.map(({flag}) => flag),
 		'json',
 		'wait',
+		'watch',
 		'install-to',
 		'install-only',
 		'format',
 		'force',
 		'all',
+		'token-file',
 		'help',
 		'help-all',
 		'version',
@@ -130,14 +139,16 @@ const vocabulary = {
 };
 
 /** Every setting of the daemon as a flag; the rare ones are hidden from the ordinary help. */
-function addSettings(yargs: Argv, showsAll: boolean): void {
+function addSettings(yargs: Argv, {withoutSettings = [], mainSettings}: Command, showsAll: boolean): void {
 	for (const {flag, description, choices, default: fallback, isCommon} of settings) {
+		if (withoutSettings.includes(flag)) continue;
+		const isShown = mainSettings ? mainSettings.includes(flag) : isCommon;
 		yargs.option(flag, {
 			type: 'string',
 			description: fallback ? `${description} [${fallback}]` : description,
 			...(choices ? {choices} : {}),
 			requiresArg: true,
-			hidden: !isCommon && !showsAll,
+			hidden: !isShown && !showsAll,
 			group: 'Settings (all: --help-all; also ONRAMP_* and onramp.yaml):',
 		});
 	}

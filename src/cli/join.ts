@@ -1,135 +1,240 @@
-import {execFile} from 'node:child_process';
-import {chown, mkdir, readFile, stat} from 'node:fs/promises';
-import {dirname, join as joinPath, resolve} from 'node:path';
-import {promisify} from 'node:util';
+import {hash} from 'node:crypto';
+import {statSync} from 'node:fs';
+import {dirname, join, resolve} from 'node:path';
 import {runAgent} from '../agent.ts';
-import {checkConfig, diskReader} from '../config/index.ts';
-import {AgentError, reasonOf, systemCode} from '../errors.ts';
-import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
+import {diskReader, type FileReader, findBundleDirectory, type LoadedConfig} from '../config/index.ts';
+import {AgentError, systemCode} from '../errors.ts';
 import {createLogger} from '../log.ts';
-import {sendCommand} from '../status/index.ts';
+import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
 import type {Command, Flags} from './index.ts';
+import {bringToken} from './join/bring-token.ts';
+import {type FileChange, install, planInstall} from './join/bundle-files.ts';
+import {checkBundle} from './join/check.ts';
+import {type KeptFlags, keepFlags, planKeptFlags, refuseWhatServiceIgnores} from './join/kept-flags.ts';
+import {planJoin, type RunningAgent} from './join/plan.ts';
+import {type ServiceManager, systemd} from './join/service.ts';
+import {untilReady} from './join/until-ready.ts';
 import {loadFrom} from './load.ts';
+import {parseWait} from './wait.ts';
 
 const say = (text: string): boolean => process.stdout.write(`${text}\n`);
 
 export const joinCommand: Command = {
-	usage: 'join <bundle>',
+	usage: 'join [BUNDLE]',
 	description: 'Join the mesh with a bundle that istioctl x workload entry configure wrote',
 	hasSettings: true,
+	withoutSettings: ['bundle'],
 	options: yargs =>
 		yargs
-			.positional('bundle', {
+			.positional('BUNDLE', {
 				type: 'string',
 				description: 'Directory with cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts',
+			})
+			.option('token-file', {
+				type: 'string',
+				requiresArg: true,
+				description: 'Bring only a new token, of this file (- is standard input), to an agent that is locked out',
 			})
 			.option('install-to', {
 				type: 'string',
 				requiresArg: true,
-				default: '/etc/onramp/bundle',
-				description: 'Where the bundle is kept',
+				description: 'Where the bundle is kept [where it is read: /etc/onramp/bundle]',
 			})
-			.option('install-only', {type: 'boolean', description: 'Keep the bundle, start nothing'}),
-	run: async ({bundle, 'install-to': installTo, 'install-only': installOnly, ...flags}, signal) => {
-		const source = resolve(String(bundle));
-		const target = resolve(String(installTo));
-		await checkBundle({...flags, bundle: source});
-		const changed = source === target ? [] : await installBundle(source, target);
-		say(`bundle: ${changed.length === 0 ? 'unchanged' : `${changed.join(', ')} installed`} in ${target}`);
-		if (installOnly) return 0;
-
-		const loaded = await loadFrom({...flags, bundle: target});
-		const running = await sendCommand(loaded.config.status.controlSocketPath, 'retry').then(
-			() => true,
-			() => false,
-		);
-		if (running && changed.every(file => file === 'istio-token')) {
-			say('the running agent has the new token; onramp status --wait 30s');
-			return 0;
-		}
-		if (await hasService()) {
-			say('starting the service: systemctl restart onramp');
-			await promisify(execFile)('systemctl', ['enable', '--now', 'onramp']);
-			await promisify(execFile)('systemctl', ['restart', 'onramp']);
-			say('onramp status --wait 30s');
-			return 0;
-		}
-		if (running) {
-			throw new AgentError('cli.usage', 'an agent is running with the earlier bundle', {
-				hint: 'stop it and run onramp join again',
+			.option('install-only', {type: 'boolean', description: 'Keep bundle and settings, start and wake nothing'})
+			.option('wait', {
+				type: 'string',
+				requiresArg: true,
+				description: 'How long to wait for the agent to be ready [60s]',
+			}),
+	run: async (
+		{BUNDLE, 'token-file': tokenFile, 'install-to': to, 'install-only': isInstallOnly, wait, ...flags},
+		signal,
+	) => {
+		const waitMs = parseWait(wait, 60_000);
+		if ((BUNDLE === undefined) === (tokenFile === undefined)) {
+			throw new AgentError('cli.usage', 'join: name either the directory of a bundle or --token-file', {
+				hint: 'onramp join BUNDLE; for a new token alone: onramp join --token-file FILE',
 			});
 		}
-		say('no service is installed here: running in the foreground, Ctrl-C leaves the mesh');
-		await runAgent(loaded, createLogger(loaded.config.log), signal);
-		return 0;
+		if (tokenFile !== undefined) return bringToken(String(tokenFile), flags, {say, waitMs, signal});
+		const look = {argv: flags, env: process.env, files: diskReader, cwd: process.cwd()};
+		const target = to === undefined ? findBundleDirectory(look).path : resolve(String(to));
+		return joinWith(resolve(String(BUNDLE)), target, flags, {isInstallOnly: isInstallOnly === true, waitMs, signal});
 	},
 };
 
-/** A bundle that cannot work is refused before anything is touched. */
-async function checkBundle(flags: Flags): Promise<void> {
-	const loaded = await loadFrom(flags);
-	const problems = await checkConfig(loaded, diskReader);
-	for (const {place, message} of problems.filter(({severity}) => severity === 'warning'))
-		say(`warning: ${place}: ${message}`);
-	const fatal = problems.filter(({severity}) => severity === 'error');
-	if (fatal.length === 0) return;
-	const text = fatal
-		.map(({place, message, remedy}) => `\n  ${place}: ${message}${remedy ? `\n    → ${remedy}` : ''}`)
-		.join('');
-	throw new AgentError('config.invalid', `join with ${String(flags['bundle'])}: the bundle cannot be used${text}`, {
-		hint: 'nothing was changed',
-		fields: {problems: fatal},
-	});
+interface JoinOptions {
+	readonly isInstallOnly: boolean;
+	readonly waitMs: number;
+	readonly signal: AbortSignal;
 }
 
-/** The token last: it is what makes a waiting agent try again. */
-const files = ['cluster.env', 'mesh.yaml', 'root-cert.pem', 'hosts', 'istio-token'] as const;
-
-/**
- * Copies the bundle file by file, each whole or not at all, and returns the names that differ from before. Readable by
- * the group that owns the parent folder, which is the agent's.
- */
-async function installBundle(source: string, target: string): Promise<string[]> {
-	const changed: string[] = [];
-	try {
-		await mkdir(target, {recursive: true, mode: 0o750});
-		const {gid} = await stat(dirname(target));
-		await chown(target, -1, gid);
-		for (const file of files) {
-			const content = await readOptional(joinPath(source, file));
-			if (content === undefined) continue;
-			const path = joinPath(target, file);
-			if ((await readOptional(path))?.equals(content)) continue;
-			await writeFileAtomic(path, content, 0o640);
-			await chown(path, -1, gid);
-			changed.push(file);
-		}
-	} catch (cause) {
-		throw new AgentError('config.unreadable', `install bundle into ${target}: ${reasonOf(cause)}`, {
-			cause,
-			hint: 'run it as root, or name another place with --install-to',
-		});
+/** Looks at everything, decides, and only then changes something. */
+async function joinWith(source: string, target: string, flags: Flags, options: JoinOptions): Promise<number> {
+	const {isInstallOnly, waitMs, signal} = options;
+	const changes = source === target ? [] : await planInstall(source, target);
+	const isTokenKnown = !changes.some(({path, content}) => path.endsWith('/istio-token') && content !== 'same');
+	const {loaded: wanted, warnings} = await checkBundle(source, flags, isTokenKnown);
+	const configPath = String(flags['config'] ?? process.env['ONRAMP_CONFIG'] ?? '/etc/onramp/onramp.yaml');
+	const kept = planKeptFlags(flags, resolve(configPath), target, diskReader);
+	const {controlSocketPath} = wanted.config.status;
+	const report = await askAgent(controlSocketPath);
+	const agent = report && (await describeAgent(report, systemd, target, future(changes, kept)));
+	const plan = planJoin({target, agent, hasService: await systemd.hasService(), isInstallOnly});
+	if (plan.kind === 'start' || plan.kind === 'restart') {
+		const files = overlay(diskReader, future(changes, kept), target);
+		const ofService = await loadFrom({}, {files, env: {}});
+		refuseWhatServiceIgnores(await loadFrom({...flags, bundle: target}, {files}), ofService);
 	}
-	return changed;
+
+	say(`bundle ${source}: good`);
+	for (const warning of warnings) say(`  warning: ${warning}`);
+	await install(target, changes);
+	await keepFlags(kept);
+	tellChanges(changes, kept, target);
+	tellOpenToken(source, target);
+
+	const wake = async (): Promise<boolean> => {
+		// A waiting agent looks again at once; one that is ready is left alone.
+		if (report && !report.ready) await sendCommand(controlSocketPath, 'retry');
+		return untilReady({...waiting, formerPid: undefined});
+	};
+	const waiting = {controlSocketPath, waitMs, say, failure: systemd.failure, signal};
+	const ready = (isReady: boolean): number => (isReady || waitMs === 0 ? 0 : 1);
+	switch (plan.kind) {
+		case 'keep':
+			say('installed; nothing was started');
+			return 0;
+		case 'wake': {
+			const hasChanged = changes.length > 0 || kept.content !== undefined;
+			say(`the agent (pid ${agent!.pid}) is running${hasChanged ? ' and needs no restart' : '; nothing to do'}`);
+			return ready(await wake());
+		}
+		case 'restart':
+			say(
+				`restarting ${plan.unit}${plan.because.length > 0 ? `, since only a start reads ${plan.because.join(', ')}` : ''}`,
+			);
+			await systemd.restart(plan.unit);
+			return ready(await untilReady({...waiting, formerPid: agent!.pid}));
+		case 'start':
+			if (await systemd.enable()) say('onramp.service: enabled, it starts at boot from now on');
+			say('starting onramp.service');
+			await systemd.restart();
+			return ready(await untilReady({...waiting, formerPid: undefined}));
+		case 'foreground':
+			return runInForeground(await loadFrom({...flags, bundle: target}), {waitMs, signal});
+	}
 }
 
-async function readOptional(path: string): Promise<Buffer | undefined> {
+async function runInForeground(
+	loaded: LoadedConfig,
+	{waitMs, signal}: Pick<JoinOptions, 'waitMs' | 'signal'>,
+): Promise<number> {
+	say('no service is installed here: running in the foreground, Ctrl-C leaves the mesh');
+	const {controlSocketPath} = loaded.config.status;
+	const ended = new AbortController();
+	const watched = untilReady({
+		controlSocketPath,
+		waitMs,
+		formerPid: undefined,
+		say,
+		failure: async () => undefined,
+		signal: AbortSignal.any([signal, ended.signal]),
+	});
 	try {
-		return await readFile(path);
+		await runAgent(loaded, createLogger(loaded.config.log), signal);
+	} finally {
+		ended.abort();
+		await watched;
+	}
+	return 0;
+}
+
+/** What nobody answers for is not running; anything else is a reason to stop. */
+async function askAgent(controlSocketPath: string): Promise<StatusReport | undefined> {
+	try {
+		return await fetchStatus(controlSocketPath);
 	} catch (error) {
-		if (systemCode(error) === 'ENOENT') return undefined;
+		const code = error instanceof AgentError ? systemCode(error.cause) : undefined;
+		if (code === 'ENOENT' || code === 'ECONNREFUSED') return undefined;
 		throw error;
 	}
 }
 
-/** Whether systemd runs here and knows the service. */
-async function hasService(): Promise<boolean> {
+/** Content by path, as it will be; undefined is no file. */
+type Future = ReadonlyMap<string, Uint8Array | undefined>;
+
+function future(changes: readonly FileChange[], kept: KeptFlags): Future {
+	const files = new Map<string, Uint8Array | undefined>();
+	for (const {path, content} of changes) if (content !== 'same') files.set(path, content);
+	if (kept.content !== undefined) files.set(kept.path, Buffer.from(kept.content));
+	return files;
+}
+
+async function describeAgent(
+	{pid, parts}: StatusReport,
+	services: ServiceManager,
+	target: string,
+	files: Future,
+): Promise<RunningAgent> {
+	const {files: read = []} = (parts['configuration'] ?? {}) as Partial<Pick<LoadedConfig, 'files'>>;
+	const bundle = read.find(({path}) => path.endsWith('/cluster.env'))?.path;
+	// An onramp.yaml that somebody has edited since is not what joining is about.
+	const ours = read.filter(({path}) => files.has(path) || dirname(path) === target);
+	const outdated = ours.filter(({path, sha256}) => digestOf(path, files) !== sha256);
+	return {
+		pid,
+		unit: await services.unitOf(pid),
+		bundle: bundle === undefined ? target : dirname(bundle),
+		outdated: outdated.map(({path}) => path),
+	};
+}
+
+function digestOf(path: string, files: Future): string | null {
+	const bytes = files.has(path) ? files.get(path) : diskReader.read(path, 2 ** 20);
+	return bytes ? hash('sha256', bytes, 'hex') : null;
+}
+
+/** The disk as it will be. */
+function overlay(disk: FileReader, files: Future, target: string): FileReader {
+	const isNew = (path: string): boolean => files.get(path) !== undefined;
+	return {
+		...disk,
+		read: (path, maxBytes) => (files.has(path) ? files.get(path) : disk.read(path, maxBytes)),
+		kind: path => {
+			if (isNew(path)) return 'file';
+			return path === target ? 'directory' : disk.kind(path);
+		},
+	};
+}
+
+function tellChanges(changes: readonly FileChange[], kept: KeptFlags, target: string): void {
+	const named = (wanted: (content: FileChange['content']) => boolean): string =>
+		changes
+			.filter(({content}) => wanted(content))
+			.map(({path}) => path.slice(target.length + 1))
+			.join(', ');
+	const lines = [
+		[named(content => content instanceof Buffer), `written to ${target}`],
+		[named(content => content === 'same'), `made unreadable for others in ${target}`],
+		[named(content => content === undefined), `removed from ${target}`],
+		[kept.changed.join(', '), `kept in ${kept.path}`],
+	] as const;
+	const told = lines.filter(([names]) => names !== '');
+	for (const [names, what] of told) say(`${names}: ${what}`);
+	if (told.length === 0) say(`nothing has changed: ${target} has this bundle already`);
+	if (kept.inherited.length > 0 && kept.content !== undefined)
+		say(`  of an earlier join, still in ${kept.path}: ${kept.inherited.join(', ')}`);
+}
+
+/** istioctl writes its files readable for all, and people copy them as they are. */
+function tellOpenToken(source: string, target: string): void {
+	const path = join(source, 'istio-token');
+	if (source === target) return;
 	try {
-		await stat('/run/systemd/system');
-		await promisify(execFile)('systemctl', ['cat', 'onramp.service']);
-		return true;
-	} catch {
-		// No systemd, or no such unit: then there is nothing to hand over to.
-		return false;
+		if ((statSync(path).mode & 0o004) !== 0)
+			say(`  warning: all users of this machine may read ${path}; remove it once you have joined`);
+	} catch (error) {
+		if (systemCode(error) !== 'ENOENT') throw error;
 	}
 }

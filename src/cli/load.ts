@@ -1,18 +1,27 @@
 import {hostname, networkInterfaces} from 'node:os';
-import {diskReader, type LoadedConfig, loadConfig} from '../config/index.ts';
+import {diskReader, type FileReader, type LoadedConfig, loadConfig} from '../config/index.ts';
 import type {Flags} from './index.ts';
+
+export interface LoadOptions {
+	/** Refuses a bundle that seems cut short, rather than warn of it. */
+	readonly isStrict?: boolean;
+	readonly files?: FileReader;
+	readonly env?: Readonly<Record<string, string | undefined>>;
+}
 
 /**
  * The configuration as this machine and this command line give it.
- * @param isStrict - refuses a bundle that seems cut short, rather than warn of it
  * @throws AgentError `config.invalid` with every problem
  */
-export async function loadFrom(flags: Flags, {isStrict = false} = {}): Promise<LoadedConfig> {
+export async function loadFrom(
+	flags: Flags,
+	{isStrict = false, files = diskReader, env = process.env}: LoadOptions = {},
+): Promise<LoadedConfig> {
 	return loadConfig({
 		isStrict,
 		argv: flags,
-		env: process.env,
+		env,
 		host: {hostname: hostname(), interfaces: networkInterfaces()},
-		files: diskReader,
+		files,
 	});
 }

@@ -1,42 +1,111 @@
+import {hash} from 'node:crypto';
+import {diskReader, findControlSocket, type LoadedConfig} from '../config/index.ts';
 import {AgentError} from '../errors.ts';
-import {fetchStatus, renderStatus} from '../status/index.ts';
+import {fetchStatus, renderStatus, type StatusReport} from '../status/index.ts';
 import type {Command} from './index.ts';
-import {loadFrom} from './load.ts';
+import {parseWait} from './wait.ts';
 
 export const statusCommand: Command = {
 	usage: 'status',
-	description: 'Tell how the running agent is doing; exit code 0 only if it is ready',
+	description: 'Tell how the running agent is doing; exit code 0 ready, 1 not ready, 2 no agent',
 	hasSettings: true,
+	mainSettings: ['config', 'run-dir', 'control-socket'],
 	options: yargs =>
-		yargs.option('json', {type: 'boolean', description: 'Print JSON'}).option('wait', {
-			type: 'string',
-			requiresArg: true,
-			description: 'Wait up to this long, as in 30s, for it to be ready',
-		}),
-	run: async ({json, wait, ...flags}, signal) => {
-		const waitMs = parseWait(wait);
-		const {config} = await loadFrom(flags);
-		const deadlineMs = performance.now() + waitMs;
-		for (;;) {
-			const report = await fetchStatus(config.status.controlSocketPath).catch((error: unknown) => {
-				if (performance.now() >= deadlineMs || signal.aborted) throw error;
-				return undefined;
-			});
-			if (report && (report.ready || performance.now() >= deadlineMs || signal.aborted)) {
-				process.stdout.write(json ? `${JSON.stringify(report, undefined, '\t')}\n` : renderStatus(report));
-				return report.ready ? 0 : 1;
-			}
-			await new Promise(resolve => setTimeout(resolve, 100));
-		}
+		yargs
+			.option('json', {type: 'boolean', description: 'Print JSON'})
+			.option('wait', {
+				type: 'string',
+				requiresArg: true,
+				description: 'Wait up to this long, as in 30s, for it to be ready',
+			})
+			.option('watch', {type: 'boolean', description: 'Print anew each second until Ctrl-C'}),
+	run: async ({json, wait, watch, ...flags}, signal) => {
+		if (watch && wait !== undefined)
+			throw new AgentError('cli.usage', 'status: --watch and --wait exclude each other', {hint: 'leave one out'});
+		const waitMs = parseWait(wait, 0);
+		const {path, unheard} = findControlSocket({
+			argv: flags,
+			env: process.env,
+			files: diskReader,
+			cwd: process.cwd(),
+		});
+		for (const fault of unheard) process.stderr.write(`warning: ${fault}\n`);
+		const print = (report: StatusReport): void => {
+			process.stdout.write(
+				json ? `${JSON.stringify(report, undefined, watch ? undefined : '\t')}\n` : renderText(report),
+			);
+		};
+		if (watch) return watchStatus(path, print, signal);
+		const report = await waitForReady(path, waitMs, signal);
+		print(report);
+		return report.ready ? 0 : 1;
 	},
 };
 
-/** `30s`, `500ms`, `2m`; a number alone is seconds. */
-function parseWait(wait: unknown): number {
-	if (wait === undefined) return 0;
-	const [, number, unit = 's'] = /^(\d{1,6})(ms|s|m)?$/.exec(String(wait)) ?? [];
-	if (number === undefined) {
-		throw new AgentError('cli.usage', `--wait: "${String(wait)}" is not a duration`, {hint: 'write it as 30s or 2m'});
+/** The report that says ready, or the last one before the time was over. @throws AgentError `status.unreachable` */
+async function waitForReady(path: string, waitMs: number, signal: AbortSignal): Promise<StatusReport> {
+	const deadlineMs = performance.now() + waitMs;
+	const isOver = (): boolean => signal.aborted || performance.now() >= deadlineMs;
+	for (;;) {
+		const report = await fetchStatus(path).catch((error: unknown) => {
+			if (isOver()) throw error;
+			return undefined;
+		});
+		if (report && (report.ready || isOver())) return report;
+		await sleep(100, signal);
 	}
-	return Number(number) * {ms: 1, s: 1000, m: 60_000}[unit as 'ms' | 's' | 'm'];
+}
+
+/** On a terminal one page that is kept fresh, elsewhere one report after the other. */
+async function watchStatus(path: string, print: (report: StatusReport) => void, signal: AbortSignal): Promise<number> {
+	let code = 2;
+	while (!signal.aborted && process.stdout.writable) {
+		const report = await fetchStatus(path).catch((error: unknown) => error);
+		if (process.stdout.isTTY) process.stdout.write('\x1b[H\x1b[2J');
+		if (report instanceof AgentError) {
+			process.stderr.write(`${report.message}\n`);
+			code = 2;
+		} else if (report instanceof Error) throw report;
+		else {
+			print(report as StatusReport);
+			code = (report as StatusReport).ready ? 0 : 1;
+		}
+		await sleep(1000, signal);
+	}
+	return code;
+}
+
+function sleep(ms: number, signal: AbortSignal): Promise<void> {
+	return new Promise(resolve => {
+		const done = (): void => {
+			clearTimeout(timer);
+			signal.removeEventListener('abort', done);
+			resolve();
+		};
+		const timer = setTimeout(done, ms);
+		if (signal.aborted) done();
+		else signal.addEventListener('abort', done);
+	});
+}
+
+function renderText(report: StatusReport): string {
+	const changed = changedSince(report);
+	if (changed.length === 0) return renderStatus(report);
+	return `${renderStatus(report)}\nchanged since the agent was started, and not in use: ${changed.join(', ')}\n`;
+}
+
+/** Files of the configuration that are no longer what this agent has read. */
+function changedSince({parts}: StatusReport): string[] {
+	const {files = []} = (parts['configuration'] ?? {}) as Partial<Pick<LoadedConfig, 'files'>>;
+	return files
+		.filter(({path, sha256}) => {
+			try {
+				const bytes = diskReader.read(path, 2 ** 20);
+				return (bytes ? hash('sha256', bytes, 'hex') : null) !== sha256;
+			} catch {
+				// Who asks may have less right to read it than the agent.
+				return false;
+			}
+		})
+		.map(({path}) => path);
 }

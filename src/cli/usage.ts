@@ -31,6 +31,7 @@ export function explainUsage(message: string, argv: readonly string[], vocabular
 }
 
 function describe(name: string, argv: readonly string[], {commands, subcommands, flags}: Vocabulary): string {
+	if (isFlag(name, argv) && flags.includes(name)) return `${argv[0]} does not take --${name}`;
 	if (isFlag(name, argv)) return `unknown flag --${name}${suggest(name, flags).replace('"', '"--')}`;
 	const [first = ''] = argv;
 	const known = first === name ? commands : (subcommands.get(first) ?? []);

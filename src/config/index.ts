@@ -1,12 +1,13 @@
 export {checkBundleFiles, checkConfig} from './check.ts';
-export {findControlSocket} from './control-socket.ts';
-export {parseKept, renderKept} from './kept.ts';
+export {type FoundPath, findBundleDirectory, findControlSocket} from './control-socket.ts';
+export {type KeptSettings, parseKept, renderKept} from './kept.ts';
 export type {Environment, ParsedFlags} from './layers.ts';
-export {keptPathOf, type LoadInput, loadConfig} from './load.ts';
+export {keptPathOf, type LoadInput, loadConfig, ownBundle} from './load.ts';
 export {parseConfig} from './parse.ts';
 export {type Problem, renderProblem, suggest} from './problems.ts';
 export {diskReader, type FileReader} from './reader.ts';
 export {renderConfig} from './render.ts';
 export {type Setting, settings} from './settings.ts';
 export type {BundleSource, HostFacts, SourceFile, Sources} from './sources.ts';
+export {findTokenFault} from './token-shape.ts';
 export type * from './types.ts';

@@ -1,6 +1,6 @@
 import {stringify} from 'yaml';
 import {parseOnrampYaml} from './onramp-yaml.ts';
-import {FileFindings, Findings, show} from './problems.ts';
+import {FileFindings, Findings} from './problems.ts';
 import {settings} from './settings.ts';
 import {decodeText} from './text-file.ts';
 import type {Raw} from './values.ts';
@@ -40,7 +40,3 @@ export function renderKept(kept: KeptSettings): string {
 	}
 	return `${heading}${Object.keys(tree).length > 0 ? stringify(tree, {lineWidth: 0}) : ''}`;
 }
-
-/** For messages: `proxy.concurrency: "8"`. */
-export const describeKept = (kept: KeptSettings): string[] =>
-	[...kept].map(([key, raw]) => `${key}: ${show(typeof raw === 'string' ? raw : JSON.stringify(raw))}`);

@@ -94,7 +94,7 @@ export function ownFileLayer(file: SourceFile | undefined, findings: Findings = 
 	return text === undefined ? [] : [fileLayer(file.path, parseOnrampYaml(text, settings, unheard))];
 }
 
-const ownBundle = '/etc/onramp/bundle';
+export const ownBundle = '/etc/onramp/bundle';
 
 function findBundle(
 	files: FileReader,

@@ -5,12 +5,10 @@ import type {GateReport, StatusReport} from './report.ts';
  * without a change here: names in words, moments with their distance, what is empty left out.
  */
 export function renderStatus(report: StatusReport): string {
-	const {version, pid, uptimeS, ready, gates, parts} = report;
+	const {version, pid, uptimeS, ready, stopping, gates, parts} = report;
+	const state = stopping ? 'STOPPING' : ready ? 'READY' : 'NOT READY';
 	const at = new Date(report.at);
-	const lines = [
-		`onramp ${version} (pid ${pid}), up ${renderDuration(uptimeS * 1000)}: ${ready ? 'READY' : 'NOT READY'}`,
-		'',
-	];
+	const lines = [`onramp ${version} (pid ${pid}), up ${renderDuration(uptimeS * 1000)}: ${state}`, ''];
 	const width = Math.max(0, ...gates.map(({name}) => name.length));
 	for (const gate of gates) lines.push(...renderGate(gate, width, at));
 	for (const [name, part] of Object.entries(parts)) {

@@ -18,7 +18,9 @@ export interface StatusReport {
 	/** When this was taken, ISO 8601. */
 	readonly at: string;
 	readonly uptimeS: number;
+	/** All gates are open, and it is not about to end. */
 	readonly ready: boolean;
+	readonly stopping: boolean;
 	readonly gates: readonly GateReport[];
 	/** What each part reports: `identity`, `controlPlane`, `relay`, `proxy`, `registration`, … */
 	readonly parts: Readonly<Record<string, unknown>>;
@@ -34,13 +36,21 @@ export class Reporter {
 	readonly #readiness: Readiness;
 	readonly #clock: Clock;
 	readonly #version: string;
+	readonly #isStopping: () => boolean;
 	readonly #startedMs: number;
 
 	constructor({
 		readiness,
 		clock,
 		version,
-	}: {readonly readiness: Readiness; readonly clock: Clock; readonly version: string}) {
+		isStopping = () => false,
+	}: {
+		readonly readiness: Readiness;
+		readonly clock: Clock;
+		readonly version: string;
+		readonly isStopping?: (() => boolean) | undefined;
+	}) {
+		this.#isStopping = isStopping;
 		this.#readiness = readiness;
 		this.#clock = clock;
 		this.#version = version;
@@ -60,7 +70,8 @@ export class Reporter {
 			pid: process.pid,
 			at: this.#clock.now().toISOString(),
 			uptimeS: Math.floor((this.#clock.monotonicMs() - this.#startedMs) / 1000),
-			ready: this.#readiness.isReady,
+			ready: this.#readiness.isReady && !this.#isStopping(),
+			stopping: this.#isStopping(),
 			gates: this.#readiness.states().map(reportGate),
 			parts,
 		};

@@ -49,7 +49,7 @@ const mostConnections = 256;
  */
 export async function startStatusServer(deps: StatusDeps): Promise<StatusServer> {
 	const {config, readiness, metrics, clock, log, version} = deps;
-	const reporter = new Reporter({readiness, clock, version});
+	const reporter = new Reporter({readiness, clock, version, isStopping: deps.isStopping});
 	const commands = new Map<string, Command>();
 	const processMetrics = startProcessMetrics({clock, version});
 	let envoy: ScrapeSource | undefined;

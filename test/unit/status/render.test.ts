@@ -9,6 +9,7 @@ const report: StatusReport = {
 	at: '2026-03-01T12:00:00.000Z',
 	uptimeS: 7425,
 	ready: false,
+	stopping: false,
 	gates: [
 		{name: 'identity', open: true, reason: 'certificate valid', since: '2026-03-01T09:56:20.000Z'},
 		{
