@@ -14,3 +14,4 @@ export {planBlock, planCapture} from './plan.ts';
 export {runProgram} from './programs.ts';
 export {describeRule, renderText} from './render-text.ts';
 export type {Plan, Rule} from './rules.ts';
+export {renderAs} from './select.ts';

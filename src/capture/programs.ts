@@ -1,6 +1,8 @@
 import {spawn} from 'node:child_process';
 import {constants} from 'node:fs';
-import {access} from 'node:fs/promises';
+import {access, type FileHandle, mkdtemp, open, rm, writeFile} from 'node:fs/promises';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
 import {AgentError} from '../errors.ts';
 
 export interface Outcome {
@@ -47,25 +49,40 @@ export const runProgram: Run = async (program, args, input = '') => {
 		throw new AgentError('capture.tool_missing', `run ${program}: this machine does not have it`, {
 			hint: `install the package that brings it (${packageOf(program)})`,
 		});
-	return new Promise((resolve, reject) => {
+	const stdin = await spool(input);
+	return new Promise<Outcome>((resolve, reject) => {
 		const child = spawn(path, [...args], {
-			stdio: ['pipe', 'pipe', 'pipe'],
+			stdio: [stdin?.fd ?? 'ignore', 'pipe', 'pipe'],
 			env: {PATH: directories.join(':'), LC_ALL: 'C', ...lockFile()},
 			timeout: timeoutMs,
 			killSignal: 'SIGKILL',
 		});
 		const out: Buffer[] = [];
 		const err: Buffer[] = [];
-		child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
-		child.stderr.on('data', (chunk: Buffer) => err.push(chunk));
-		child.stdin.on('error', () => {}); // it ended before it had read all; its exit code says why
+		child.stdout!.on('data', (chunk: Buffer) => out.push(chunk));
+		child.stderr!.on('data', (chunk: Buffer) => err.push(chunk));
 		child.on('error', reject);
 		child.on('close', code =>
 			resolve({code: code ?? -1, stdout: Buffer.concat(out).toString(), stderr: Buffer.concat(err).toString()}),
 		);
-		child.stdin.end(input);
-	});
+	}).finally(() => stdin?.close());
 };
+
+/**
+ * The input as a file without a name. Through a pipe, our death could hand a program the first half, and half a
+ * script may be a valid one that only deletes.
+ */
+async function spool(input: string): Promise<FileHandle | undefined> {
+	if (input === '') return undefined;
+	const directory = await mkdtemp(join(tmpdir(), 'onramp-'));
+	try {
+		const path = join(directory, 'input');
+		await writeFile(path, input, {mode: 0o600});
+		return await open(path, 'r');
+	} finally {
+		await rm(directory, {recursive: true, force: true});
+	}
+}
 
 /** iptables-legacy wants to write its lock; a sandboxed unit gives it another place. */
 const lockFile = (): Record<string, string> => {

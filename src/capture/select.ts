@@ -12,7 +12,7 @@ const tools: Readonly<Record<BackendName, readonly string[]>> = {
 	'iptables-legacy': ['iptables-legacy-save', 'iptables-legacy-restore'],
 };
 
-const names: readonly BackendName[] = ['nft'];
+const names: readonly BackendName[] = ['nft', 'iptables-nft', 'iptables-legacy'];
 
 const make = (name: BackendName, run: Run): Backend => (name === 'nft' ? nftBackend(run) : iptablesBackend(name, run));
 
@@ -54,3 +54,6 @@ export async function selectBackend(wanted: BackendName | 'auto', plan: Plan, ru
 		hint: 'nothing was changed; docs/capture.md lists what a kernel must have',
 	});
 }
+
+/** The text that a way would load, whether or not it is the one of this machine. */
+export const renderAs = (name: BackendName, plan: Plan, run: Run): Promise<string> => make(name, run).render(plan);

@@ -3,6 +3,7 @@ import {
 	type CaptureDeps,
 	prepareCapture,
 	removeCapture,
+	renderAs,
 	renderText,
 	runProgram,
 	verifyCapture,
@@ -46,7 +47,8 @@ const plan: Command = {
 		const deps = await depsFrom(flags);
 		const {plan: planned, backend, host} = await prepareCapture(deps);
 		if (format === 'json') say(JSON.stringify({backend: backend.name, facts: host, ...planned}, undefined, '\t'));
-		else process.stdout.write(renderText(planned));
+		else if (format === 'text') process.stdout.write(renderText(planned));
+		else process.stdout.write(await renderAs(format === 'nft' ? 'nft' : 'iptables-nft', planned, runProgram));
 		return 0;
 	},
 };

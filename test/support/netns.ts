@@ -55,6 +55,21 @@ export function skippedWithout(t: ExecutionContext, tools?: readonly string[]): 
 	return true;
 }
 
+export const backends = ['nft', 'iptables-nft', 'iptables-legacy'] as const;
+
+export const toolsOf = (backend: (typeof backends)[number]): readonly string[] => [
+	'ip',
+	'setpriv',
+	'nft',
+	...(backend === 'nft' ? [] : [`${backend}-restore`]),
+];
+
+/** A table of iptables-legacy, once looked at, stays for as long as the namespace does. */
+export async function primeTables({vm}: World): Promise<void> {
+	for (const program of ['iptables-legacy', 'ip6tables-legacy'])
+		for (const table of ['raw', 'mangle', 'nat', 'filter']) await vm.must(program, ['-t', table, '-S']);
+}
+
 export interface Output {
 	readonly code: number;
 	readonly stdout: string;
@@ -219,7 +234,10 @@ export class Peer {
 }
 
 /** Two namespaces and the wire between them; all is gone when the test ends. */
-export async function makeWorld(t: ExecutionContext, {ipv6 = true} = {}): Promise<World> {
+export async function makeWorld(
+	t: ExecutionContext,
+	{ipv6 = true, flags: more = []}: {readonly ipv6?: boolean; readonly flags?: readonly string[]} = {},
+): Promise<World> {
 	const prefix = `or${process.pid.toString(36)}${(count++).toString(36)}`;
 	const directory = await mkdtemp(join(tmpdir(), 'onramp-netns-'));
 	// Envoy runs as another user and reads its configuration there.
@@ -270,6 +288,7 @@ export async function makeWorld(t: ExecutionContext, {ipv6 = true} = {}): Promis
 			join(directory, 'state'),
 		],
 		...['--capture-users', String(meshUid), '--capture-groups', String(meshUid), '--capture-wait', '10s'],
+		...more,
 	];
 	const captureCommand = (args: readonly string[]) => [
 		process.execPath,

@@ -1,0 +1,159 @@
+import {type LiveTables, ownPrefix} from './iptables-save.ts';
+import {comment, renderAbout} from './render-nft.ts';
+import type {Chain, Family, Match, Plan, Rule, Test, Verdict} from './rules.ts';
+
+/**
+ * Tables in the order of loading: each is a transaction of its own, so what redirects comes before the guard that
+ * refuses what was not redirected. Taken away in reverse.
+ */
+export const tables = ['raw', 'mangle', 'nat', 'filter'] as const;
+export type Table = (typeof tables)[number];
+
+/** Never reached by a packet: holds what must be known of the rules, in comments. */
+export const aboutName = `${ownPrefix}ABOUT`;
+
+const tableOf = (chain: Chain): Table => chain.split('_')[0] as Table;
+export const nameOf = (chain: Chain): string => `${ownPrefix}${chain.split('_')[1]!.toUpperCase()}`;
+
+/** The kernel's chain from which ours is reached. */
+const builtIns: Partial<Record<Chain, string>> = {
+	raw_output: 'OUTPUT',
+	mangle_prerouting: 'PREROUTING',
+	mangle_output: 'OUTPUT',
+	filter_input: 'INPUT',
+	filter_output: 'OUTPUT',
+	nat_prerouting: 'PREROUTING',
+	nat_output: 'OUTPUT',
+};
+
+/** Text for iptables-restore --noflush that makes the family's rules those of the plan, whatever is there now. */
+export function renderIptables(plan: Plan, family: Family, live: LiveTables, made: readonly string[]): string {
+	const rules = plan.rules.filter(rule => rule.family === family);
+	return tables
+		.map(table =>
+			renderTable(
+				table,
+				plan,
+				rules.filter(({chain}) => tableOf(chain) === table),
+				live,
+				made,
+			),
+		)
+		.join('');
+}
+
+function renderTable(
+	table: Table,
+	plan: Plan,
+	rules: readonly Rule[],
+	live: LiveTables,
+	made: readonly string[],
+): string {
+	const chains = [...new Set(rules.map(({chain}) => chain))];
+	const wanted = chains.length === 0 ? [] : [aboutName, ...chains.map(nameOf)];
+	const unwanted = live.chainsOf(table).filter(name => name.startsWith(ownPrefix) && !wanted.includes(name));
+	if (wanted.length === 0 && unwanted.length === 0) return '';
+	const about = `${renderAbout(plan)}${made.includes(table) ? ' made' : ''}`;
+	const jumps = new Map(chains.flatMap(chain => (builtIns[chain] ? [[nameOf(chain), builtIns[chain]] as const] : [])));
+	return [
+		`*${table}`,
+		// Declared anew, a chain of ours is emptied; all of it happens at COMMIT.
+		...[...wanted, ...unwanted].map(name => `:${name} - [0:0]`),
+		...(wanted.length === 0 ? [] : [`-A ${aboutName} -m comment --comment "${about}"`]),
+		...rules.map(renderIptablesRule),
+		...renderJumps(table, jumps, live),
+		...unwanted.map(name => `-X ${name}`),
+		'COMMIT',
+		'',
+	].join('\n');
+}
+
+/** Leaves a jump that is where it ought to be alone, so that applying again changes nothing. */
+function renderJumps(table: Table, wanted: ReadonlyMap<string, string>, live: LiveTables): string[] {
+	const lines: string[] = [];
+	const present = live.jumpsOf(table);
+	const isRight = (name: string, builtIn: string) => {
+		const own = present.filter(jump => jump.to === name);
+		return own.length === 1 && own[0]!.from === builtIn && own[0]!.position === live.placeFor(table, builtIn);
+	};
+	for (const {line, to} of present) {
+		const builtIn = wanted.get(to);
+		if (builtIn === undefined || !isRight(to, builtIn)) lines.push(line.replace(/^-A /, '-D '));
+	}
+	for (const [name, builtIn] of wanted)
+		if (!isRight(name, builtIn))
+			lines.push(
+				`-I ${builtIn} ${live.placeFor(table, builtIn) + 1} -m comment --comment "onramp: traffic goes through Envoy" -j ${name}`,
+			);
+	return lines;
+}
+
+export function renderIptablesRule({family, chain, match, verdict, id, reason}: Rule): string {
+	return [
+		`-A ${nameOf(chain)}`,
+		...renderMatch(match),
+		`-m comment --comment "${comment(id, reason)}"`,
+		renderVerdict(verdict, match.protocol === 'tcp', family),
+	].join(' ');
+}
+
+function renderMatch(match: Match): string[] {
+	const parts: string[] = [];
+	if (match.inInterface !== undefined) parts.push(`-i ${match.inInterface.replace('*', '+')}`);
+	if (match.outInterface !== undefined) parts.push(`-o ${match.outInterface.replace('*', '+')}`);
+	if (match.source) parts.push(test(match.source, address => `-s ${address}`));
+	if (match.destination) parts.push(test(match.destination, address => `-d ${address}`));
+	if (match.protocol !== undefined) parts.push(`-p ${match.protocol}`);
+	if (match.destinationPort) parts.push(renderPorts(match.destinationPort));
+	if (match.isSyn) parts.push('--syn');
+	if (match.uid) parts.push(renderOwner('--uid-owner', match.uid));
+	if (match.gid) parts.push(renderOwner('--gid-owner', match.gid));
+	if (match.cgroup !== undefined) parts.push(`-m cgroup --path "${match.cgroup}"`);
+	if (match.mark) parts.push(`-m mark ${test(match.mark, mark => `--mark ${mark}`)}`);
+	if (match.connectionMark !== undefined) parts.push(`-m connmark --mark ${match.connectionMark}`);
+	if (match.state) parts.push(`-m conntrack --ctstate ${match.state.join(',').toUpperCase()}`);
+	if (match.isDestinationLocal !== undefined)
+		parts.push(`-m addrtype ${match.isDestinationLocal ? '' : '! '}--dst-type LOCAL`);
+	if (match.isNotRewritten) parts.push('-m conntrack ! --ctstate DNAT');
+	return parts;
+}
+
+function test<T>(wanted: Test<T>, render: (value: T) => string): string {
+	return 'is' in wanted ? render(wanted.is) : `! ${render(wanted.not)}`;
+}
+
+function renderPorts(wanted: Test<readonly number[]>): string {
+	const ports = 'is' in wanted ? wanted.is : wanted.not;
+	if (ports.length === 1) return test(wanted, () => `--dport ${ports[0]}`);
+	return `-m multiport ${test(wanted, () => `--dports ${ports.join(',')}`)}`;
+}
+
+/** One match takes one id, so "none of" is several matches, all of which must hold. */
+function renderOwner(option: string, wanted: Test<readonly number[]>): string {
+	if ('is' in wanted) return `-m owner ${option} ${wanted.is[0]}`;
+	return wanted.not.map(id => `-m owner ! ${option} ${id}`).join(' ');
+}
+
+function renderVerdict(verdict: Verdict, isTcp: boolean, family: Family): string {
+	switch (verdict.kind) {
+		case 'redirect':
+			return `-j REDIRECT --to-ports ${verdict.port}`;
+		case 'tproxy':
+			return `-j TPROXY --on-port ${verdict.port} --tproxy-mark ${verdict.mark}`;
+		case 'mark':
+			return `-j MARK --set-mark ${verdict.mark}`;
+		case 'save-mark':
+			return '-j CONNMARK --save-mark';
+		case 'restore-mark':
+			return '-j CONNMARK --restore-mark';
+		case 'zone':
+			return `-j CT --zone-orig ${verdict.zone}`;
+		case 'goto':
+			return `-g ${nameOf(verdict.chain)}`;
+		case 'reject':
+			if (isTcp) return '-j REJECT --reject-with tcp-reset';
+			return `-j REJECT --reject-with ${family === 'ip' ? 'icmp-port-unreachable' : 'icmp6-port-unreachable'}`;
+		default:
+			return `-j ${verdict.kind.toUpperCase()}`;
+	}
+}
