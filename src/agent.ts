@@ -124,6 +124,7 @@ export async function runAgent(
 					config: config.proxy,
 					node: {...node},
 					xdsSocketPath: config.relay.socketPath,
+					statusAddress: config.status.address,
 					statusPort: config.status.port,
 					gate: readiness.gate('proxy'),
 					log: logOf('proxy'),

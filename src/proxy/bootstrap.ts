@@ -19,7 +19,8 @@ export interface BootstrapInput {
 	/** `{id, cluster, locality, metadata}` as proto-JSON. */
 	readonly node: Readonly<Record<string, unknown>>;
 	readonly xdsSocketPath: string;
-	/** The agent's HTTP port, 0 = none. */
+	/** Address and port of the agent's HTTP server, 0 = none. */
+	readonly statusAddress: string;
 	readonly statusPort: number;
 }
 
@@ -34,7 +35,7 @@ const adminSocketMode = 0o600;
  * `agent`, `prometheus_stats`) are Istio's.
  */
 export function renderBootstrap(input: BootstrapInput): Json {
-	const {config, node, xdsSocketPath, statusPort} = input;
+	const {config, node, xdsSocketPath, statusAddress, statusPort} = input;
 	return {
 		node,
 		admin: {address: pipe(config.adminSocketPath, adminSocketMode)},
@@ -63,7 +64,7 @@ export function renderBootstrap(input: BootstrapInput): Json {
 		static_resources: {
 			clusters: [
 				localCluster('prometheus_stats', pipe(config.adminSocketPath)),
-				...(statusPort === 0 ? [] : [localCluster('agent', socketAddress('127.0.0.1', statusPort))]),
+				...(statusPort === 0 ? [] : [localCluster('agent', socketAddress(reachable(statusAddress), statusPort))]),
 				grpcCluster('sds-grpc', xdsSocketPath),
 				grpcCluster('xds-grpc', xdsSocketPath),
 			],
@@ -163,6 +164,12 @@ function assignment(name: string, address: Json): Json {
 
 function pipe(path: string, mode?: number): Json {
 	return {pipe: mode === undefined ? {path} : {path, mode}};
+}
+
+/** Where to ask what is bound to this address; `::` may leave IPv4 out, by the kernel's `bindv6only`. */
+function reachable(address: string): string {
+	if (address === '0.0.0.0') return '127.0.0.1';
+	return address === '::' ? '::1' : address;
 }
 
 function socketAddress(address: string, port: number): Json {

@@ -14,7 +14,7 @@ import {prepareStart} from './preconditions.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
 
-export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath' | 'statusPort'> {
+export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath' | 'statusAddress' | 'statusPort'> {
 	/** The bootstrap as text. */
 	readonly bootstrap: string;
 	/** Addresses of this machine, which decide Envoy's preferred IP version. */

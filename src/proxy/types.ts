@@ -42,6 +42,8 @@ export interface ProxyDeps {
 	readonly node: Readonly<Record<string, unknown>>;
 	/** Where our ADS and SDS answer, see `startXdsSocket`. */
 	readonly xdsSocketPath: string;
+	/** Where the agent's own HTTP port is bound; a wildcard is asked over loopback. */
+	readonly statusAddress: string;
 	/** The agent's own HTTP port, to which Envoy's readiness listener forwards; 0 = it has none. */
 	readonly statusPort: number;
 	readonly gate: Gate;

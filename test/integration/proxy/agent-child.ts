@@ -12,6 +12,7 @@ const proxy = await startProxy(
 		config,
 		node,
 		xdsSocketPath,
+		statusAddress: '127.0.0.1',
 		statusPort: 0,
 		gate: readiness.gate('proxy'),
 		log: silentLogger,

@@ -133,9 +133,11 @@ test('proxy › readiness listener gives the answer of the agent, and of envoy a
 	await world.startXds();
 	let agentStatus = 503;
 	const agent = createServer((_request, response) => response.writeHead(agentStatus).end());
-	await new Promise<void>(resolve => agent.listen(0, '127.0.0.1', resolve));
+	// One address of several: at 127.0.0.1 nobody answers, which would be taken for an agent that is away.
+	const statusAddress = '127.0.0.2';
+	await new Promise<void>(resolve => agent.listen(0, statusAddress, resolve));
 	const statusPort = (agent.address() as {port: number}).port;
-	const proxy = await startProxy({...world.deps, statusPort}, new AbortController().signal);
+	const proxy = await startProxy({...world.deps, statusAddress, statusPort}, new AbortController().signal);
 	t.teardown(() => proxy.stop());
 	await untilReady(world);
 	const ask = async () => (await get(world.config.readinessPort, '/healthz/ready')).status;

@@ -41,6 +41,7 @@ export async function makeWorld(overrides: Partial<ProxyConfig> = {}): Promise<W
 		config,
 		node: {id: 'sidecar~127.0.0.1~vm.ns~ns.svc.cluster.local', cluster: 'vm.ns', metadata: {INSTANCE_IPS: '127.0.0.1'}},
 		xdsSocketPath: join(folder, 'xds.sock'),
+		statusAddress: '127.0.0.1',
 		statusPort: 0,
 		gate: readiness.gate('proxy'),
 		log: silentLogger,

@@ -21,5 +21,6 @@ export const input: BootstrapInput = {
 		metadata: {NAMESPACE: 'bar', INSTANCE_IPS: '10.0.0.5'},
 	},
 	xdsSocketPath: '/run/onramp/xds.sock',
+	statusAddress: '0.0.0.0',
 	statusPort: 15020,
 };

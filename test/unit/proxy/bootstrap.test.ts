@@ -22,6 +22,21 @@ test('bootstrap › without a status port envoy answers the readiness path itsel
 	t.true(text.includes('"pass_through_mode":false'));
 });
 
+for (const [bound, asked] of [
+	['0.0.0.0', '127.0.0.1'],
+	['::', '::1'],
+	['10.0.0.5', '10.0.0.5'],
+	['fd00::5', 'fd00::5'],
+] as const) {
+	test(`bootstrap › envoy asks an agent that is bound to ${bound} at ${asked}`, t => {
+		const {static_resources} = renderBootstrap({...input, statusAddress: bound}) as {
+			static_resources: {clusters: {name: string}[]};
+		};
+		const agent = static_resources.clusters.find(({name}) => name === 'agent');
+		t.regex(JSON.stringify(agent), new RegExp(`{"address":"${asked}","port_value":15020}`));
+	});
+}
+
 test('bootstrap › an empty runtime value takes the default away', t => {
 	const text = JSON.stringify(renderBootstrap(input));
 	t.false(text.includes('http_reject_path_with_fragment'));
