@@ -39,7 +39,6 @@ export type ErrorCode =
 	| 'proxy.version_unsupported'
 	| 'proxy.port_in_use'
 	| 'proxy.admin_failed'
-	| 'proxy.crashed'
 	| 'proxy.state_unusable'
 	// status
 	| 'status.port_in_use'
@@ -111,7 +110,6 @@ const exit78: ReadonlySet<ErrorCode> = new Set([
 	'config.invalid',
 	'config.unreadable',
 	'identity.key_unsupported',
-	'control_plane.root_unusable',
 	'proxy.version_unsupported',
 	'capture.user_missing',
 	'capture.unsupported',

@@ -7,7 +7,7 @@ export function stateOf(
 	latest: WorkloadCertificate | undefined,
 	{lastError, lockedOut}: Pick<SourceStatus, 'lastError' | 'lockedOut'>,
 	now: Date,
-): Exclude<IdentityState, 'starting'> {
+): IdentityState {
 	if (latest && latest.notAfter > now) return lastError ? 'serving-stale' : 'serving';
 	if (lockedOut) return 'locked-out';
 	return latest ? 'expired' : 'awaiting-certificate';
@@ -21,7 +21,7 @@ export interface GateText {
 
 /** What the readiness gate says: open as long as a valid certificate is served, however badly rotation goes. */
 export function gateTextOf(
-	state: Exclude<IdentityState, 'starting'>,
+	state: IdentityState,
 	latest: WorkloadCertificate | undefined,
 	{lastError, lockedOut}: Pick<SourceStatus, 'lastError' | 'lockedOut'>,
 ): GateText {

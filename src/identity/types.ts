@@ -43,20 +43,13 @@ export interface CertificateRequest {
 export type RequestCertificate = (request: CertificateRequest, signal: AbortSignal) => Promise<readonly string[]>;
 
 /**
- * - `starting`: state is being loaded
  * - `awaiting-certificate`: none yet, trying
  * - `serving`: a valid one is served and the last attempt to rotate, if any, worked
  * - `serving-stale`: a valid one is served, rotation is failing
  * - `expired`: the last one ran out, trying
  * - `locked-out`: no valid certificate and no usable token; nothing is sent until a token appears
  */
-export type IdentityState =
-	| 'starting'
-	| 'awaiting-certificate'
-	| 'serving'
-	| 'serving-stale'
-	| 'expired'
-	| 'locked-out';
+export type IdentityState = 'awaiting-certificate' | 'serving' | 'serving-stale' | 'expired' | 'locked-out';
 
 /** Whether the control plane renews by certificate alone, which decides if the token must be kept fresh. */
 export type TokenlessRenewal = 'unknown' | 'trying' | 'works' | 'refused';

@@ -7,10 +7,12 @@ import type {UpstreamStatus} from '../relay/index.ts';
  * - `off`: no WorkloadGroup is set, nothing is registered by us
  * - `connecting`: the control plane has not answered yet
  * - `registered`: it has taken our stream, and with it our entry
- * - `away`: it was, and the control plane cannot be reached now; istiod keeps the entry for its grace period
+ * - `away`: it was, and the control plane cannot be reached now. What became of the entry nobody here can know: an
+ *   istiod that lives deletes it after its grace period, one that does not keeps it
+ * - `withdrawn`: we have ended the stream ourselves, for want of Envoy or because we stop
  * - `refused`: it said why not
  */
-export type RegistrationState = 'off' | 'connecting' | 'registered' | 'away' | 'refused';
+export type RegistrationState = 'off' | 'connecting' | 'registered' | 'away' | 'withdrawn' | 'refused';
 
 export interface RegistrationStatus {
 	readonly state: RegistrationState;
@@ -22,6 +24,8 @@ export interface RegistrationStatus {
 	readonly hint: string | undefined;
 	/** Wall-clock time of the last change of `state`. */
 	readonly since: Date;
+	/** Wall-clock time until which the entry was known to be there; undefined before the first, and while it is. */
+	readonly confirmedUntil: Date | undefined;
 }
 
 export interface Registration extends Running {
@@ -60,8 +64,9 @@ export function workloadEntryName(group: string, address: string, network: strin
 export function nextState(before: RegistrationState, {state, lastError}: UpstreamStatus): RegistrationState {
 	if (state === 'connected') return 'registered';
 	if (lastError && refusals.has(lastError.code)) return 'refused';
-	if (before === 'registered' || before === 'away') return 'away';
-	return 'connecting';
+	const wasTaken = before === 'registered' || before === 'away';
+	if (wasTaken) return state === 'idle' ? 'withdrawn' : 'away';
+	return before === 'withdrawn' ? 'withdrawn' : 'connecting';
 }
 
 /**
@@ -83,21 +88,35 @@ export function startRegistration({
 	const entry = group === undefined ? undefined : `${namespace}/${workloadEntryName(group, address, network)}`;
 	let state: RegistrationState = group === undefined ? 'off' : 'connecting';
 	let since = clock.now();
+	let confirmedUntil: Date | undefined;
 
+	const enter = (next: RegistrationState) => {
+		if (next === state) return;
+		since = clock.now();
+		if (state === 'registered') confirmedUntil = since;
+		if (next === 'registered') confirmedUntil = undefined;
+		if (next === 'registered' || next === 'withdrawn') log.info({entry, address}, next);
+		// Why, the relay has told: it is the stream that was refused.
+		else if (next === 'refused') log.info({entry, address, code: upstream().lastError?.code}, 'registration refused');
+		state = next;
+	};
 	const look = () => {
 		if (group === undefined) return;
 		const status = upstream();
-		const next = nextState(state, status);
-		if (next !== state) {
-			since = clock.now();
-			if (next === 'registered') log.info({entry, address}, 'registered');
-			// Why, the relay has told: it is the stream that was refused.
-			else if (next === 'refused') log.info({entry, address, code: status.lastError?.code}, 'registration refused');
-		}
-		state = next;
+		enter(nextState(state, status));
 		if (state === 'registered') gate.open(`${entry} at ${address}`);
-		else if (state === 'away') gate.open(`${entry}, last confirmed before the control plane went away`);
-		else gate.close(status.lastError?.message ?? 'waiting for the control plane', status.lastError?.hint);
+		// Traffic does not depend on it, and a fleet must not turn red because istiod is away.
+		else if (state === 'away') gate.open(unconfirmed(entry, confirmedUntil));
+		else {
+			const {reason = 'waiting for the control plane', hint} = explain();
+			gate.close(reason, hint);
+		}
+	};
+	const explain = (): {reason: string | undefined; hint: string | undefined} => {
+		const {lastError} = upstream();
+		if (state === 'registered' || state === 'off') return {reason: undefined, hint: undefined};
+		if (state === 'withdrawn' && !lastError) return {reason: withdrawnReason, hint: withdrawnHint};
+		return {reason: lastError?.message, hint: lastError?.hint};
 	};
 
 	if (group === undefined) gate.open('not asked for: no WorkloadGroup is set');
@@ -105,21 +124,20 @@ export function startRegistration({
 	look();
 	return {
 		finished: never,
-		status: () => {
-			const {lastError} = upstream();
-			return {
-				state,
-				entry,
-				group,
-				address,
-				reason: state === 'registered' || state === 'off' ? undefined : lastError?.message,
-				hint: state === 'registered' || state === 'off' ? undefined : lastError?.hint,
-				since,
-			};
-		},
+		status: () => ({state, entry, group, address, ...explain(), since, confirmedUntil}),
 		stop: async () => {
 			unsubscribe();
 			withdraw();
+			// Envoy drains for a while yet, and who looks meanwhile is to know.
+			if (group !== undefined) enter('withdrawn');
 		},
 	};
+}
+
+const withdrawnReason = 'this agent has ended its stream, so that nobody is sent here; istiod deletes the entry';
+const withdrawnHint = 'there is no Envoy to take traffic: look at the gate proxy; registered again with the next Envoy';
+
+function unconfirmed(entry: string | undefined, until: Date | undefined): string {
+	const since = until ? ` since ${until.toISOString()}` : '';
+	return `${entry}, not confirmed${since}: the control plane is away, or has deleted it`;
 }

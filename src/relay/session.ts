@@ -151,9 +151,13 @@ export class Session {
 	/** The first message names what this Envoy can load. */
 	#greet(node: Buffer): void {
 		if (this.#rewriter) return;
-		const {removeUnknownExtensions, onRemoval} = this.#deps;
+		const {removeUnknownExtensions, onRemoval, log} = this.#deps;
 		this.#rewriter =
-			removeUnknownExtensions === 'never' ? passThrough : createRewriter(parseNodeExtensions(node), onRemoval);
+			removeUnknownExtensions === 'never'
+				? passThrough
+				: createRewriter(parseNodeExtensions(node), onRemoval, (resource, reason) =>
+						log.warn({resource, reason}, 'resource cannot be read; left as it is, for envoy to judge'),
+					);
 	}
 
 	#createType({typeUrl: url, subscribe, initialVersions}: Request): TypeState {
