@@ -11,7 +11,8 @@ export interface Wanted {
 	readonly binaryPath: string;
 	/** Of the file at `binaryPath` now, see `checkBinary`. */
 	readonly binary: string;
-	readonly args: readonly string[];
+	/** Any of these. */
+	readonly commandLines: readonly (readonly string[])[];
 	readonly bootstrapHash: string;
 	readonly bootstrapPath: string;
 	readonly adminSocketPath: string;
@@ -43,7 +44,9 @@ export async function findLeftover(
 ): Promise<Leftover | undefined> {
 	const recorded = findRecorded(record);
 	// Looking through all processes is spared a first start, which has no admin socket yet.
-	const identity = recorded ?? (existsSync(wanted.adminSocketPath) ? findByArguments(wanted.args)[0] : undefined);
+	const identity =
+		recorded ??
+		(existsSync(wanted.adminSocketPath) ? wanted.commandLines.flatMap(args => findByArguments(args))[0] : undefined);
 	if (identity === undefined) return undefined;
 	const startedWith = recorded
 		? {
@@ -54,7 +57,7 @@ export async function findLeftover(
 		: {hash: hashOfFile(wanted.bootstrapPath), binary: wanted.binary, admin: wanted.adminSocketPath};
 	const mismatch = firstMismatch([
 		['the envoy binary was replaced', startedWith.binary === wanted.binary && !identity.exe.endsWith(' (deleted)')],
-		['the command line changed', endsWith(identity.argv, wanted.args)],
+		['the command line changed', wanted.commandLines.some(args => endsWith(identity.argv, args))],
 		['the bootstrap changed', startedWith.hash === wanted.bootstrapHash],
 		['the admin socket moved', startedWith.admin === wanted.adminSocketPath],
 	]);

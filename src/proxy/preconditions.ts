@@ -31,9 +31,7 @@ export async function prepareStart({config, bootstrap, admin}: StartInput): Prom
 
 function writeFiles(config: ProxyConfig, bootstrap: string): void {
 	try {
-		for (const path of [config.adminSocketPath, config.logPath]) {
-			mkdirSync(dirname(path), {recursive: true, mode: 0o700});
-		}
+		mkdirSync(dirname(config.adminSocketPath), {recursive: true, mode: 0o700});
 		// Not written again when it is there: a full disk then does not keep Envoy from starting.
 		if (!isContent(config.bootstrapPath, bootstrap)) writePrivateFile(config.bootstrapPath, bootstrap);
 	} catch (cause) {

@@ -5,10 +5,11 @@ import {findLeftover, hashOf} from './adopt.ts';
 import {findRefusedFlag, renderArguments} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy, endEnvoy} from './drain.ts';
+import {EnvoyLog} from './envoy-log.ts';
 import {adoptEnvoy, type EnvoyExit, type EnvoyProcess, spawnEnvoy} from './envoy-process.ts';
 import {describeExit, hintForExit} from './exit-report.ts';
 import {bootId} from './linux-process.ts';
-import {errorLogPath, readLogTail, rotateLog} from './log-file.ts';
+import {errorLogPath} from './log-file.ts';
 import {monitorEnvoy} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
@@ -38,6 +39,7 @@ export class Supervisor {
 	readonly #leaving = new AbortController();
 	readonly #backoff: Backoff;
 	readonly #countRestart: () => void;
+	readonly #envoyLog: EnvoyLog;
 	#state: ProxyState = 'starting';
 	#since: Date;
 	#process: EnvoyProcess | undefined;
@@ -55,6 +57,7 @@ export class Supervisor {
 		const {config, clock, random, metrics} = deps;
 		this.#deps = deps;
 		this.#since = clock.now();
+		this.#envoyLog = new EnvoyLog(config, deps.log);
 		this.admin = new AdminClient(config.adminSocketPath);
 		this.#backoff = new Backoff(
 			{baseMs: config.restartBackoffBaseMs, maxMs: config.restartBackoffMaxMs, resetAfterMs: config.crashWindowMs},
@@ -73,6 +76,7 @@ export class Supervisor {
 			adopted: this.#process?.isAdopted ?? false,
 			restarts: this.#restarts,
 			lastExit: this.#lastExit,
+			warnings: this.#process ? this.#envoyLog.warnings : [],
 			since: this.#since,
 		};
 	}
@@ -146,7 +150,8 @@ export class Supervisor {
 		} catch {
 			binary = ''; // A running Envoy is found all the same, and ended as its file is gone; the spawn tells why.
 		}
-		const wanted = {...config, binary, args: this.#arguments(binary), bootstrapHash: hashOf(bootstrap)};
+		const commandLines = this.#envoyLog.possiblePaths.map(logPath => this.#arguments(binary, logPath));
+		const wanted = {...config, binary, commandLines, bootstrapHash: hashOf(bootstrap)};
 		const leftover = await findLeftover(this.#record, wanted, {admin: this.admin, clock}, signal);
 		if (leftover === undefined) return undefined;
 		const process = adoptEnvoy(leftover.identity, clock, this.#leaving.signal);
@@ -154,6 +159,7 @@ export class Supervisor {
 		if (leftover.mismatch === undefined) {
 			log.info({pid, version: leftover.version}, 'envoy of an earlier agent taken over');
 			this.#version = leftover.version;
+			this.#envoyLog.adopt(leftover.identity.argv);
 			this.#record = {binary, refusedFlags: this.#refusedFlags(binary)};
 			this.#saveProcess(process);
 			return process;
@@ -172,11 +178,12 @@ export class Supervisor {
 		try {
 			const binary = await prepareStart({config, bootstrap, admin: this.admin});
 			this.#record = {binary, refusedFlags: this.#refusedFlags(binary)};
+			this.#envoyLog.choose();
 			const args = this.#arguments(binary);
 			const process = await spawnEnvoy({
 				binaryPath: config.binaryPath,
 				args,
-				errorLogPath: errorLogPath(config.logPath),
+				errorLogPath: errorLogPath(this.#envoyLog.path),
 			});
 			this.#saveProcess(process);
 			// After `failed` the reason stays to be seen until Envoy has proved itself.
@@ -218,9 +225,7 @@ export class Supervisor {
 				onTick: () => {
 					// Not before it runs: until Envoy has set its handler, SIGUSR1 would end it.
 					if (!this.#isReady) return;
-					rotateLog(config.logPath, config.logMaxBytes, () => process.signal('SIGUSR1')).catch((err: unknown) => {
-						log.warn({err}, "envoy's log could not be rotated");
-					});
+					void this.#envoyLog.rotate(() => process.signal('SIGUSR1'));
 				},
 			},
 			until,
@@ -240,7 +245,7 @@ export class Supervisor {
 	/** Keeps what is known of the end, and returns how long to wait before the next start. */
 	#noteExit(exit: EnvoyExit): number {
 		const {config, clock, log} = this.#deps;
-		const logTail = readLogTail(config.logPath);
+		const logTail = this.#envoyLog.tail();
 		this.#lastExit = {...exit, at: clock.now(), logTail};
 		this.#process = undefined;
 		this.#version = undefined;
@@ -257,7 +262,7 @@ export class Supervisor {
 		const nowMs = clock.monotonicMs();
 		this.#crashesMs = [...this.#crashesMs.filter(atMs => nowMs - atMs < config.crashWindowMs), nowMs];
 		const reason = describeExit(this.#lastExit);
-		const hint = hintForExit(exit, [config.binaryPath, ...this.#arguments(this.#record.binary)], config.logPath);
+		const hint = hintForExit(exit, [config.binaryPath, ...this.#arguments(this.#record.binary)], this.#envoyLog.path);
 		const isPastBudget = this.#crashesMs.length > config.crashBudget;
 		const delayMs = isPastBudget ? config.restartBackoffMaxMs : this.#backoff.nextDelayMs();
 		log.error({...exit, restarts: this.#restarts, restartInMs: delayMs, hint}, reason);
@@ -281,9 +286,9 @@ export class Supervisor {
 		this.#deps.gate.close(reason, hint);
 	}
 
-	#arguments(binary: string): string[] {
+	#arguments(binary: string, logPath = this.#envoyLog.path): string[] {
 		const {config, addresses} = this.#deps;
-		return renderArguments({config, addresses, refusedFlags: this.#refusedFlags(binary)});
+		return renderArguments({config: {...config, logPath}, addresses, refusedFlags: this.#refusedFlags(binary)});
 	}
 
 	/** What one file refused says nothing about another at its place. */

@@ -32,6 +32,8 @@ export interface ProxyStatus {
 	/** Unexpected exits since this agent started. */
 	readonly restarts: number;
 	readonly lastExit?: LastExit | undefined;
+	/** What goes less well than asked for. */
+	readonly warnings?: readonly string[];
 	/** Wall-clock time of the last change of `state`. */
 	readonly since: Date;
 }

@@ -31,7 +31,9 @@ if (behaviour.isStubborn) process.on('SIGTERM', () => {});
 rmSync(path, {force: true});
 createServer((request, response) => {
 	if (request.url === '/server_info') {
-		response.end(JSON.stringify({version: 'sha/' + (behaviour.version ?? '1.40.0') + '/Clean', state: 'LIVE'}));
+		const version = 'sha/' + (behaviour.version ?? '1.40.0') + '/Clean';
+		const command_line_options = {config_path: args[args.indexOf('-c') + 1]};
+		response.end(JSON.stringify({version, state: 'LIVE', command_line_options}));
 	} else if (request.url.includes('update_success')) {
 		response.end('cluster_manager.cds.update_success: 1\\nlistener_manager.lds.update_success: 1\\n');
 	} else {
@@ -134,6 +136,52 @@ test('supervisor › two agents never share an admin socket: the second waits', 
 	t.is(second.status().state, 'waiting');
 	t.regex(readiness.states()[0]!.reason, /another envoy answers/);
 	t.is(await first.proxy.admin.ready(), 'OK');
+});
+
+test('supervisor › a log that cannot be written is kept beside the bootstrap, said so, and no reason to end envoy later', async t => {
+	const folder = await mkdtemp(join(tmpdir(), 'onramp-supervisor-'));
+	t.teardown(() => rm(folder, {recursive: true, force: true}));
+	const binaryPath = join(folder, 'envoy');
+	await writeFile(binaryPath, fakeEnvoy({}), {mode: 0o755});
+	const obstacle = join(folder, 'log');
+	await writeFile(obstacle, '');
+	const start = async (onStop: 'leave' | 'stop') => {
+		const readiness = new Readiness(['proxy']);
+		const proxy = await startProxy(
+			{
+				// A folder below a file can be made by nobody, not even by root.
+				config: proxyConfig(folder, {binaryPath, logPath: join(obstacle, 'envoy.log'), onStop}),
+				node: {},
+				xdsSocketPath: '/x',
+				statusAddress: '127.0.0.1',
+				statusPort: 0,
+				gate: readiness.gate('proxy'),
+				log: silentLogger,
+				metrics: new Metrics(),
+				clock: systemClock,
+				random: () => 0,
+			},
+			new AbortController().signal,
+		);
+		t.teardown(() => proxy.stop());
+		await until('ready', () => readiness.isReady);
+		return proxy;
+	};
+	const spare = join(folder, 'envoy.log');
+	const first = await start('leave');
+	const {pid, warnings} = first.status();
+	t.regex(warnings![0]!, new RegExp(`^envoy's log is at ${spare} until envoy starts anew: E(NOTDIR|EXIST)`));
+	t.true((await readFile(`/proc/${pid}/cmdline`, 'utf8')).includes(`--log-path\0${spare}`));
+	await first.stop();
+
+	// The next agent could have the log where it wants it, but not without ending an Envoy that serves.
+	await rm(obstacle);
+	const second = await start('stop');
+	t.like(second.status(), {pid, adopted: true});
+	t.regex(second.status().warnings![0]!, new RegExp(`^envoy's log is at ${spare} until envoy starts anew: `));
+	process.kill(pid!, 'SIGKILL');
+	const after = await until('another', () => second.status().pid !== pid && second.status());
+	t.deepEqual(after.warnings, [], 'the next one has it where it is wanted');
 });
 
 test('supervisor › a folder that cannot be written is waited for, and named', async t => {
