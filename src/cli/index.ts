@@ -1,5 +1,6 @@
 import type {Argv} from 'yargs';
 import {settings} from '../config/index.ts';
+import {systemCode} from '../errors.ts';
 import {version} from '../version.ts';
 import {captureCommand} from './capture.ts';
 import {configCommand} from './config.ts';
@@ -53,6 +54,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 
 /** Parses argv and runs one command. @throws AgentError `cli.usage` for anything not understood */
 export async function runCli(argv: readonly string[], signal: AbortSignal): Promise<number> {
+	for (const stream of [process.stdout, process.stderr]) stream.on('error', ignoreClosedReader);
 	// What systemd runs needs no parser, and the parser is a fifth of the time to the first line.
 	if (argv.length === 1 && argv[0] === 'run') return runCommand.run({}, signal);
 	const {default: yargs} = await import('yargs');
@@ -111,6 +113,11 @@ export async function runCli(argv: readonly string[], signal: AbortSignal): Prom
 	}
 	await cli.parseAsync();
 	return code;
+}
+
+/** `onramp status --watch | head`: who has read enough does not want to hear of it, and an agent does not end for it. */
+function ignoreClosedReader(error: Error): void {
+	if (systemCode(error) !== 'EPIPE') throw error;
 }
 
 const firstWord = ({usage}: {readonly usage: string}): string => usage.split(' ')[0]!;

@@ -59,7 +59,12 @@ async function waitForReady(path: string, waitMs: number, signal: AbortSignal): 
 /** On a terminal one page that is kept fresh, elsewhere one report after the other. */
 async function watchStatus(path: string, print: (report: StatusReport) => void, signal: AbortSignal): Promise<number> {
 	let code = 2;
-	while (!signal.aborted && process.stdout.writable) {
+	// Standard output is never destroyed, so that only its error tells.
+	let hasReader = true;
+	process.stdout.once('error', () => {
+		hasReader = false;
+	});
+	while (!signal.aborted && hasReader) {
 		const report = await fetchStatus(path).catch((error: unknown) => error);
 		if (process.stdout.isTTY) process.stdout.write('\x1b[H\x1b[2J');
 		if (report instanceof AgentError) {

@@ -11,6 +11,9 @@ const freeMaps = [
 	'proxy.runtimeValues',
 ];
 
+/** A header exists to authenticate or to route, and its name does not always say which. */
+const headerMaps = ['controlPlane.xdsHeaders', 'controlPlane.caHeaders'];
+
 const secretName =
 	/token|secret|password|passwd|credential|authorization|cookie|api[-_]?key|(?:^|[-_])key(?:$|[-_])|[a-z]Key$/i;
 
@@ -77,6 +80,7 @@ function scalar(value: unknown): string {
 function present(value: unknown, path: string): unknown {
 	// As it is written in the file; 384 says nothing to anyone.
 	if (path === 'identity.outputKeyMode') return `0${Number(value).toString(8)}`;
+	if (headerMaps.some(each => path.startsWith(`${each}.`))) return '[redacted]';
 	const map = freeMaps.find(each => path === each || path.startsWith(`${each}.`));
 	if (map === undefined) return value;
 	return redactBelow(value, path === map ? '' : path.slice(map.length + 1));

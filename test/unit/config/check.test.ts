@@ -1,25 +1,10 @@
 import test from 'ava';
-import forge from 'node-forge';
 import {checkConfig, loadConfig, renderProblem} from '../../../src/config/index.ts';
+import {makeCertificate} from './certificate.ts';
 import {bundleFiles, type Files, host, memoryReader} from './sources.ts';
 
 const now = new Date('2030-06-01T00:00:00Z');
 const at = '/etc/onramp/bundle';
-
-const keys = forge.pki.rsa.generateKeyPair(2048);
-
-function makeCertificate({isCa = true, from = '2030-01-01', to = '2031-01-01'}): string {
-	const certificate = forge.pki.createCertificate();
-	certificate.publicKey = keys.publicKey;
-	certificate.serialNumber = '01';
-	certificate.validity.notBefore = new Date(from);
-	certificate.validity.notAfter = new Date(to);
-	certificate.setSubject([{name: 'organizationName', value: 'test'}]);
-	certificate.setIssuer([{name: 'organizationName', value: 'test'}]);
-	certificate.setExtensions([{name: 'basicConstraints', cA: isCa, critical: true}]);
-	certificate.sign(keys.privateKey, forge.md.sha256.create());
-	return forge.pki.certificateToPem(certificate);
-}
 
 const part = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString('base64url');
 const token = `${part({alg: 'ES256'})}.${part({exp: 1})}.${Buffer.alloc(64, 7).toString('base64url')}`;
