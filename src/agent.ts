@@ -1,14 +1,11 @@
+import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {LoadedConfig} from './config/index.ts';
-import {buildNode, createControlPlane, encodeNode} from './control-plane/index.ts';
-import {type NameTable, parseNameTable} from './dns/index.ts';
-import {type Identity, startIdentity} from './identity/index.ts';
+import {buildNode} from './control-plane/node-metadata.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
 import {startMemoryKeeper} from './lifecycle/memory.ts';
 import {startSystemdNotifier} from './lifecycle/systemd.ts';
 import type {Logger} from './log.ts';
-import {startProxy, startSds, startXdsSocket} from './proxy/index.ts';
-import {startRegistration} from './registration/index.ts';
-import {startRelay} from './relay/index.ts';
+import {startProxy} from './proxy/index.ts';
 import {startStatusServer} from './status/index.ts';
 import {version} from './version.ts';
 
@@ -18,6 +15,9 @@ const gates = ['identity', 'configuration', 'proxy', 'registration'] as const;
  * Builds every part once, starts them in order, waits for the signal or for a part that ends by itself, and stops
  * them in reverse. Nothing waits for the network here: certificate, configuration and Envoy come up side by side, and
  * the gates say what is still missing.
+ *
+ * Envoy takes longest, and needs nothing of the mesh for its first 60 ms; so it is started first, and the code that
+ * speaks to the mesh is loaded meanwhile (decision 0008).
  */
 export async function runAgent(
 	{config, files, warnings}: LoadedConfig,
@@ -25,10 +25,9 @@ export async function runAgent(
 	signal: AbortSignal,
 ): Promise<void> {
 	const clock = systemClock;
-	const random = Math.random;
 	const metrics = new Metrics();
 	const readiness = new Readiness(gates);
-	const base = {clock, random, metrics};
+	const base = {clock, random: Math.random, metrics};
 	const logOf = (part: string) => log.child({part});
 	const parts = new ComponentGroup(logOf('agent'));
 	const {workload} = config;
@@ -49,75 +48,7 @@ export async function runAgent(
 		);
 		// So that a command can tell whether this agent runs with what is on disk now.
 		status.add('configuration', () => ({files}));
-		const notifier = await parts.start('notify', () =>
-			startSystemdNotifier({
-				env: config.isNotifyEnabled ? process.env : {},
-				readiness,
-				clock,
-				log: logOf('notify'),
-				statusText: () => summarize(readiness),
-			}),
-		);
-
-		// The control plane shows the certificate that identity got from the control plane; the first time there is none.
-		let identity: Identity | undefined;
-		const controlPlane = createControlPlane({
-			...base,
-			config: config.controlPlane,
-			workload,
-			clientCertificate: () => identity?.current(),
-			log: logOf('control-plane'),
-		});
-		identity = await parts.start('identity', () =>
-			startIdentity(
-				{
-					...base,
-					config: config.identity,
-					workload,
-					tokenPath: config.controlPlane.tokenPath,
-					tokenAudience: config.controlPlane.tokenAudience,
-					requestCertificate: controlPlane.requestCertificate,
-					log: logOf('identity'),
-					gate: readiness.gate('identity'),
-				},
-				signal,
-			),
-		);
-		const {current, onChange, setAdditionalRoots, rotateNow, retryNow} = identity;
-		status.add('identity', identity.status);
-		status.addCommand('rotate', rotateNow);
-
-		let names: NameTable = new Map();
-		status.add('dns', () => ({names: names.size}));
-		const relay = await parts.start('relay', () =>
-			startRelay({
-				...base,
-				config: config.relay,
-				openAdsStream: controlPlane.openAdsStream,
-				backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
-				node: encodeNode(node, version),
-				onNameTable: table => {
-					names = parseNameTable(table);
-				},
-				onTrustBundle: setAdditionalRoots,
-				gate: readiness.gate('configuration'),
-				log: logOf('relay'),
-			}),
-		);
-		status.add('relay', relay.status);
-		status.addCommand('retry', async () => {
-			retryNow();
-			relay.retryNow();
-		});
-		// A stream refused for want of a certificate need not wait out its backoff once there is one.
-		onChange(() => relay.retryNow());
-
-		const sds = await parts.start('sds', () => startSds({source: {current, onChange}, log: logOf('sds')}));
-		await parts.start('xds-socket', () =>
-			startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
-		);
-
-		const proxy = await parts.start('proxy', () =>
+		const proxyStarts = parts.start('proxy', () =>
 			startProxy(
 				{
 					...base,
@@ -132,27 +63,33 @@ export async function runAgent(
 				signal,
 			),
 		);
+		proxyStarts.catch(() => {}); // Looked at below.
+		// Unless an earlier Envoy has to be asked, the spawn is done when the event loop has turned.
+		await nextTurn();
+		const notifier = await parts.start('notify', () =>
+			startSystemdNotifier({
+				env: config.isNotifyEnabled ? process.env : {},
+				readiness,
+				clock,
+				log: logOf('notify'),
+				statusText: () => summarize(readiness),
+			}),
+		);
+
+		const {enterMesh, startMesh} = await import('./mesh.ts');
+		const mesh = {...base, config, node, readiness, status, parts, logOf};
+		const relay = await startMesh(mesh, signal);
+
+		const proxy = await proxyStarts;
+		// It drains with its certificates and its configuration still being served.
+		parts.moveToEnd('proxy');
 		status.add('proxy', proxy.status);
 		status.setEnvoyScrape(async () => ({
 			body: Buffer.from(await proxy.scrape()),
 			contentType: 'text/plain; version=0.0.4',
 		}));
 		status.addCommand('drain', proxy.drain);
-
-		// Last in, first out: an orderly stop leaves the mesh before Envoy drains.
-		const registration = await parts.start('registration', () =>
-			startRegistration({
-				clock,
-				workload,
-				upstream: () => relay.status().upstream,
-				onUpstreamChange: relay.onChange,
-				withdraw: relay.leave,
-				gate: readiness.gate('registration'),
-				log: logOf('registration'),
-			}),
-		);
-		status.add('registration', registration.status);
-		relay.begin();
+		await enterMesh(mesh, relay, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));
 
 		await parts.untilEnd(signal);

@@ -1,4 +1,5 @@
-import {runCli} from './cli/index.ts';
+import {parsePlainRun} from './cli/plain-run.ts';
+import {runCommand} from './cli/run.ts';
 import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
 
 /** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
@@ -31,7 +32,15 @@ for (const name of ['SIGTERM', 'SIGINT'] as const) {
 	});
 }
 
-runCli(process.argv.slice(2), shutdown.signal).then(
+/** What a service runs is taken straight; the parser, its help and the other commands are loaded for people. */
+async function runCommandLine(argv: readonly string[], signal: AbortSignal): Promise<number> {
+	const flags = parsePlainRun(argv);
+	if (flags) return runCommand.run(flags, signal);
+	const {runCli} = await import('./cli/index.ts');
+	return runCli(argv, signal);
+}
+
+runCommandLine(process.argv.slice(2), shutdown.signal).then(
 	code => process.exit(code),
 	(error: unknown) => {
 		report(error);

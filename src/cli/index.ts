@@ -1,4 +1,4 @@
-import type {Argv} from 'yargs';
+import yargs, {type Argv} from 'yargs';
 import {settings} from '../config/index.ts';
 import {systemCode} from '../errors.ts';
 import {version} from '../version.ts';
@@ -55,9 +55,6 @@ const commands: readonly (Command | CommandGroup)[] = [
 /** Parses argv and runs one command. @throws AgentError `cli.usage` for anything not understood */
 export async function runCli(argv: readonly string[], signal: AbortSignal): Promise<number> {
 	for (const stream of [process.stdout, process.stderr]) stream.on('error', ignoreClosedReader);
-	// What systemd runs needs no parser, and the parser is a fifth of the time to the first line.
-	if (argv.length === 1 && argv[0] === 'run') return runCommand.run({}, signal);
-	const {default: yargs} = await import('yargs');
 	let code = 0;
 	const showsAll = argv.includes('--help-all');
 	const cli = yargs(showsAll ? [...argv.filter(word => word !== '--help-all'), '--help'] : [...argv])

@@ -1,4 +1,4 @@
-import {isIP} from 'node:net';
+import {ipFamily} from './ip.ts';
 import type {Variable} from './layers.ts';
 import {byName} from './metadata.ts';
 import {byDefault, type Resolver} from './resolver.ts';
@@ -59,7 +59,7 @@ export function readControlPlane(resolver: Resolver, sources: ControlPlaneSource
 /** istiod's certificate names hosts, never addresses. */
 function warnOfAddresses({findings}: Resolver, endpoints: readonly Endpoint[]): void {
 	for (const host of new Set(endpoints.filter(each => !each.isPlaintext).map(each => each.host)))
-		if (isIP(host) !== 0)
+		if (ipFamily(host) !== 0)
 			findings.warn(
 				table.endpoints.key,
 				`${host} is an address, which istiod's certificate does not hold; set control-plane.server-name (istiod.istio-system.svc)`,

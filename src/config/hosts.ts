@@ -1,4 +1,4 @@
-import {isIP} from 'node:net';
+import {ipFamily} from './ip.ts';
 import {type FileFindings, show} from './problems.ts';
 
 /**
@@ -10,7 +10,7 @@ export function parseHosts(text: string, findings: FileFindings): ReadonlyMap<st
 	for (const [index, line] of text.split('\n').entries()) {
 		const [address, ...names] = line.replace(/#.*/, '').trim().split(/\s+/);
 		if (!address || findings.isFull) continue;
-		if (isIP(address) === 0 || names.length === 0) {
+		if (ipFamily(address) === 0 || names.length === 0) {
 			findings.problem(
 				index + 1,
 				`${show(line.trim())} is not "ADDRESS NAME"`,

@@ -1,5 +1,5 @@
-import {isIP} from 'node:net';
 import {resolve} from 'node:path';
+import {ipFamily} from './ip.ts';
 import type {Endpoint} from './types.ts';
 
 /** A value as it stands in a source: text from flags and environment, and also a list or a map from YAML. */
@@ -73,10 +73,10 @@ const longestMs = 100 * 365 * 24 * 3_600_000;
 export function parseDuration(value: string): number {
 	const trimmed = value.trim();
 	if (trimmed === '0') return 0;
-	if (trimmed.length > 64 || !/^(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+$/.test(trimmed))
+	if (trimmed.length > 64 || !/^(?:\d+(?:\.\d+)?(?:ns|us|\u00b5s|ms|s|m|h))+$/.test(trimmed))
 		throw new ValueError('is not a duration');
 	let totalMs = 0;
-	for (const [, amount, unit] of trimmed.matchAll(/(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)/g))
+	for (const [, amount, unit] of trimmed.matchAll(/(\d+(?:\.\d+)?)(ns|us|\u00b5s|ms|s|m|h)/g))
 		totalMs += Number(amount) * millisecondsPer[unit!]!;
 	if (totalMs > longestMs) throw new ValueError('is longer than 100 years');
 	return Math.round(totalMs);
@@ -149,7 +149,7 @@ export function choice<const C extends string>(...choices: readonly C[]): ValueT
 
 export const ipAddress = text('address', 'an IP address', value => {
 	const bare = value.trim();
-	if (isIP(bare) === 0 || bare.includes('%')) throw new ValueError('is not an IP address');
+	if (ipFamily(bare) === 0) throw new ValueError('is not an IP address');
 	return bare.toLowerCase();
 });
 
@@ -207,8 +207,8 @@ export const cidrsOrAll = allOr(cidrs);
 /** @throws ValueError */
 export function parseCidr(value: string): string {
 	const [address = '', digits, ...rest] = value.trim().split('/');
-	const version = isIP(address);
-	if (version === 0 || rest.length > 0 || address.includes('%')) throw new ValueError('is not a network');
+	const version = ipFamily(address);
+	if (version === 0 || rest.length > 0) throw new ValueError('is not a network');
 	const bits = version === 4 ? 32 : 128;
 	const prefix = digits === undefined ? bits : wholeNumber(digits, 0, bits);
 	if (prefix === 0) throw new ValueError('means everything: write *');
@@ -216,7 +216,7 @@ export function parseCidr(value: string): string {
 }
 
 function maskAddress(address: string, prefix: number): string {
-	const isV4 = isIP(address) === 4;
+	const isV4 = ipFamily(address) === 4;
 	const [size, count, radix] = isV4 ? [8, 4, 10] : [16, 8, 16];
 	const groups = isV4 ? address.split('.').map(Number) : expandIpv6(address);
 	const masked = groups.map((group, i) => {
@@ -295,7 +295,7 @@ export function parseEndpoint(value: string): Endpoint {
 		throw new ValueError(`is not host:port${value.split(':').length > 2 ? ' (an IPv6 address needs brackets)' : ''}`);
 	const [, scheme, v6, name, digits] = match;
 	const host = (v6 ?? name ?? '').toLowerCase();
-	if (v6 !== undefined && isIP(v6) !== 6) throw new ValueError('holds no IPv6 address between its brackets');
+	if (v6 !== undefined && ipFamily(v6) !== 6) throw new ValueError('holds no IPv6 address between its brackets');
 	if (v6 === undefined && !/^[a-z0-9_](?:[-a-z0-9_.]{0,252})$/.test(host))
 		throw new ValueError('has no valid host name');
 	if (digits === undefined) throw new ValueError('has no port (istiod listens at 15012)');

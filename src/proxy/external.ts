@@ -19,6 +19,7 @@ export class ExternalWatch {
 	#state: ProxyState = 'starting';
 	#since: Date;
 	#version: string | undefined;
+	#nudge = new AbortController();
 
 	constructor(deps: ExternalDeps) {
 		this.#deps = deps;
@@ -47,7 +48,14 @@ export class ExternalWatch {
 		const onVersion = (version: string) => {
 			this.#version = version;
 		};
-		await monitorEnvoy({admin: this.admin, clock, onVersion, onVerdict}, this.#stopping.signal);
+		const nudge = () => this.#nudge.signal;
+		await monitorEnvoy({admin: this.admin, clock, nudge, onVersion, onVerdict}, this.#stopping.signal);
+	}
+
+	lookNow(): void {
+		if (this.#state === 'running') return;
+		this.#nudge.abort();
+		this.#nudge = new AbortController();
 	}
 
 	noteDraining(): void {

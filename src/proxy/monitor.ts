@@ -13,12 +13,17 @@ export interface MonitorDeps {
 	onVersion(version: string): void;
 	/** Called with each look that says something new. */
 	onVerdict(verdict: Verdict): void;
+	/** Aborts when something has happened that may have made it ready. */
+	readonly nudge?: () => AbortSignal;
 	/** Called after each look, for what is to be done about once a second. */
 	onTick?(): void;
 }
 
-/** While Envoy starts, its readiness is noticed within this time. */
+/** While Envoy starts, its readiness is noticed within this time, */
 const startingPollMs = 20;
+/** and within this one after a nudge, as what was taken is in use some milliseconds later. */
+const nudgedPollMs = 3;
+const nudgedForMs = 100;
 /** After this long it waits for something, and is looked at less often. */
 const quickForMs = 5000;
 const waitingPollMs = 100;
@@ -44,6 +49,7 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 	let explainedMs = startedMs;
 	let wasConfigured = false;
 	let wasReady = false;
+	let nudgedMs = Number.NEGATIVE_INFINITY;
 	while (!signal.aborted) {
 		const info = await admin.serverInfo().catch((error: unknown) => reasonOf(error));
 		if (signal.aborted) return;
@@ -61,8 +67,16 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 			onVerdict(verdict);
 		}
 		onTick?.();
-		const pollMs = wasReady ? runningPollMs : nowMs - startedMs < quickForMs ? startingPollMs : waitingPollMs;
-		await clock.sleep(pollMs, signal).catch(() => {}); // Aborted: the loop ends.
+		if (wasReady) {
+			await clock.sleep(runningPollMs, signal).catch(() => {}); // Aborted: the loop ends.
+			continue;
+		}
+		const pollMs =
+			nowMs - nudgedMs < nudgedForMs ? nudgedPollMs : nowMs - startedMs < quickForMs ? startingPollMs : waitingPollMs;
+		const nudge = deps.nudge?.();
+		await clock.sleep(pollMs, nudge ? AbortSignal.any([signal, nudge]) : signal).catch(() => {
+			nudgedMs = clock.monotonicMs(); // Or the signal, and the loop ends.
+		});
 	}
 }
 

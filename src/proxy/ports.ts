@@ -1,4 +1,4 @@
-import {readdirSync, readFileSync, readlinkSync} from 'node:fs';
+import {closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync} from 'node:fs';
 import {AgentError, systemCode} from '../errors.ts';
 
 /** A TCP socket that listens, as /proc/net/tcp and tcp6 show it. */
@@ -28,28 +28,57 @@ export function checkPortsFree(listenAddress: string, ports: Readonly<Record<str
 	}
 }
 
-/** Lines of /proc/net/tcp: `sl local_address rem_address st … inode`; state 0A listens. */
-export function parseListening(text: string): ListeningSocket[] {
-	return text
-		.split('\n')
-		.slice(1)
-		.map(line => line.trim().split(/\s+/))
-		.filter(fields => fields[3] === '0A')
-		.map(fields => {
-			const [address = '', port = '0'] = fields[1]!.split(':');
-			return {address, port: Number.parseInt(port, 16), inode: fields[9] ?? ''};
-		});
+/**
+ * Lines of /proc/net/tcp: `sl local_address rem_address st … inode`; state 0A listens. The kernel lists those that
+ * listen first, so the first other one is the end.
+ * @param lines - without the heading
+ */
+export function parseListening(lines: readonly string[]): {sockets: ListeningSocket[]; isEnd: boolean} {
+	const rows = lines.map(line => line.trim().split(/\s+/));
+	const end = rows.findIndex(fields => fields[3] !== '0A');
+	const sockets = rows.slice(0, end < 0 ? undefined : end).map(fields => {
+		const [address = '', port = '0'] = fields[1]!.split(':');
+		return {address, port: Number.parseInt(port, 16), inode: fields[9] ?? ''};
+	});
+	return {sockets, isEnd: end >= 0};
 }
+
+/** A few dozen lines; the kernel writes the rest only if it is asked for, and may have 100,000 connections to tell. */
+const chunkBytes = 8192;
 
 function listeningSockets(): ListeningSocket[] {
 	return ['/proc/net/tcp', '/proc/net/tcp6'].flatMap(path => {
 		try {
-			return parseListening(readFileSync(path, 'utf8'));
+			return readListening(path);
 		} catch (error) {
 			if (systemCode(error) === 'ENOENT') return []; // No IPv6 in this kernel.
 			throw error;
 		}
 	});
+}
+
+function readListening(path: string): ListeningSocket[] {
+	const found: ListeningSocket[] = [];
+	const chunk = Buffer.alloc(chunkBytes);
+	const fd = openSync(path, 'r');
+	try {
+		let rest = '';
+		let isHeading = true;
+		for (;;) {
+			const length = readSync(fd, chunk);
+			const lines = (rest + chunk.toString('latin1', 0, length)).split('\n');
+			rest = lines.pop()!;
+			if (isHeading && lines.length > 0) {
+				lines.shift();
+				isHeading = false;
+			}
+			const {sockets, isEnd} = parseListening(lines);
+			found.push(...sockets);
+			if (isEnd || length === 0) return found;
+		}
+	} finally {
+		closeSync(fd);
+	}
 }
 
 const mapped = '0000000000000000FFFF0000';

@@ -1,4 +1,4 @@
-import {mkdirSync, readFileSync} from 'node:fs';
+import {existsSync, mkdirSync, readFileSync} from 'node:fs';
 import {dirname} from 'node:path';
 import type {ProxyConfig} from '../config/types.ts';
 import {AgentError, reasonOf} from '../errors.ts';
@@ -44,6 +44,8 @@ function writeFiles(config: ProxyConfig, bootstrap: string): void {
 
 /** The new Envoy would take the socket's name away from one that still runs. */
 async function refuseSharedAdmin(admin: StartInput['admin']): Promise<void> {
+	// The common case, and the only one that costs no turn of the event loop: what is spawned at once starts at once.
+	if (!existsSync(admin.socketPath)) return;
 	const isAnswered = await admin.ready().then(
 		() => true,
 		() => false,

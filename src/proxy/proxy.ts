@@ -35,6 +35,7 @@ async function startSpawned(deps: ProxyDeps, signal: AbortSignal): Promise<Envoy
 		status: () => supervisor.status(),
 		scrape: () => supervisor.admin.prometheus(),
 		drain: () => supervisor.drain(),
+		lookNow: () => supervisor.lookNow(),
 		stop: () => {
 			stopped ??= supervisor.stop();
 			return stopped;
@@ -59,6 +60,7 @@ async function startExternal(deps: ProxyDeps): Promise<EnvoyProxy> {
 			drained ??= drainEnvoy({admin, clock, log, ...config});
 			return drained;
 		},
+		lookNow: () => watch.lookNow(),
 		// Ending Envoy is the other supervisor's work.
 		stop: () => {
 			watch.stop();
@@ -76,6 +78,7 @@ function noProxy({config, gate, clock}: ProxyDeps): EnvoyProxy {
 		status: () => ({state: 'off', pid: undefined, version: undefined, adopted: false, restarts: 0, since}),
 		scrape: async () => '',
 		drain: async () => {},
+		lookNow: () => {},
 		stop: async () => {},
 	};
 }

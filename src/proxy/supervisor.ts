@@ -1,3 +1,4 @@
+import {rmSync} from 'node:fs';
 import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
@@ -45,6 +46,7 @@ export class Supervisor {
 	#process: EnvoyProcess | undefined;
 	#version: string | undefined;
 	#isReady = false;
+	#nudge = new AbortController();
 	#isDraining = false;
 	#restarts = 0;
 	#lastExit: LastExit | undefined;
@@ -112,6 +114,12 @@ export class Supervisor {
 		}
 	}
 
+	lookNow(): void {
+		if (this.#isReady) return;
+		this.#nudge.abort();
+		this.#nudge = new AbortController();
+	}
+
 	/** Once. After it Envoy takes no new work for good; only a new process does. */
 	drain(): Promise<void> {
 		this.#drained ??= this.#drain();
@@ -127,6 +135,8 @@ export class Supervisor {
 		await this.#running?.catch(() => {});
 		if (!isLeft && this.#process) {
 			await endEnvoy(this.#process, {...this.#deps, admin: this.admin});
+			// Envoy leaves it behind, and the next start would ask there who is at home.
+			rmSync(this.#deps.config.adminSocketPath, {force: true});
 			this.#saveProcess(undefined);
 			this.#process = undefined;
 		}
@@ -208,6 +218,7 @@ export class Supervisor {
 			{
 				admin: this.admin,
 				clock,
+				nudge: () => this.#nudge.signal,
 				// Learnt from Envoy itself: asking the file beforehand would cost every start 40 ms.
 				onVersion: version => {
 					this.#version = version;

@@ -63,6 +63,8 @@ export interface EnvoyProxy extends Running {
 	scrape(acceptHeader?: string): Promise<string>;
 	/** Takes no new work and waits until requests in flight are done or the ceiling is reached. Envoy goes on running. */
 	drain(): Promise<void>;
+	/** Something has happened that may have made it ready: look now rather than at the next turn. */
+	lookNow(): void;
 	readonly admin: AdminClient;
 }
 

@@ -1,7 +1,7 @@
 import type {ServerDuplexStream} from '@grpc/grpc-js';
 import {typeUrl} from '../../../src/proto/types.ts';
 import {FieldReader, FieldWriter} from '../../../src/proto/wire.ts';
-import type {XdsService} from '../../../src/proxy/index.ts';
+import type {XdsService} from '../../../src/proxy/xds.ts';
 
 const asIs = (message: Buffer) => message;
 

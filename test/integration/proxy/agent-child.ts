@@ -1,7 +1,8 @@
 /** An agent to be killed: starts the proxy from the JSON in its argument, prints a line when it serves, and stays. */
 import {Metrics, Readiness, systemClock} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
-import {startProxy, startXdsSocket} from '../../../src/proxy/index.ts';
+import {startProxy} from '../../../src/proxy/index.ts';
+import {startXdsSocket} from '../../../src/proxy/xds.ts';
 import {tinyAds} from './ads.ts';
 
 const {config, node, xdsSocketPath} = JSON.parse(process.argv[2]!);

@@ -1,7 +1,7 @@
 import {generateKeyPairSync} from 'node:crypto';
 import forge from 'node-forge';
 import {Secret} from '../../../src/log.ts';
-import type {SecretMaterial} from '../../../src/proxy/index.ts';
+import type {SecretMaterial} from '../../../src/proxy/xds.ts';
 
 /** A self-signed certificate of this name with its key; its own trust bundle. */
 export function makeMaterial(name: string): SecretMaterial {

@@ -1,7 +1,7 @@
 import {connect} from 'node:tls';
 import test from 'ava';
 import {silentLogger} from '../../../src/log.ts';
-import {type SecretMaterial, startSds} from '../../../src/proxy/index.ts';
+import {type SecretMaterial, startSds} from '../../../src/proxy/xds.ts';
 import {tinyAds, tlsListener} from './ads.ts';
 import {makeMaterial} from './certificates.ts';
 import {freePorts, makeWorld, until} from './world.ts';

@@ -5,13 +5,8 @@ import {join} from 'node:path';
 import type {ProxyConfig} from '../../../src/config/types.ts';
 import {Metrics, Readiness, type Running, systemClock} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
-import {
-	type EnvoyProxy,
-	type ProxyDeps,
-	startProxy,
-	startXdsSocket,
-	type XdsService,
-} from '../../../src/proxy/index.ts';
+import {type EnvoyProxy, type ProxyDeps, startProxy} from '../../../src/proxy/index.ts';
+import {startXdsSocket, type XdsService} from '../../../src/proxy/xds.ts';
 import {ensureEnvoy} from '../../support/envoy.ts';
 import {tinyAds} from './ads.ts';
 

@@ -163,13 +163,14 @@ test('process › is found by the end of its command line', t => {
 	t.deepEqual(findByArguments(['-c', '/nobody/has/this.json']), []);
 });
 
-test('ports › a line of /proc/net/tcp that listens is read, others are not', t => {
-	const text = [
-		'  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode',
-		'   0: 0100007F:3AAD 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0 100 0 0 10 0',
-		'   1: 0100007F:3AAD 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 12346 1 0 100 0 0 10 0',
-	].join('\n');
-	t.deepEqual(parseListening(text), [{address: '0100007F', port: 15021, inode: '12345'}]);
+test('ports › lines of /proc/net/tcp that listen are read, and the first other one is the end', t => {
+	const listening =
+		'   0: 0100007F:3AAD 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0 100 0 0 10 0';
+	const connected =
+		'   1: 0100007F:3AAD 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 12346 1 0 100 0 0 10 0';
+	const sockets = [{address: '0100007F', port: 15021, inode: '12345'}];
+	t.deepEqual(parseListening([listening]), {sockets, isEnd: false});
+	t.deepEqual(parseListening([listening, connected]), {sockets, isEnd: true});
 });
 
 test('ports › addresses collide when they are equal or one is the wildcard', t => {

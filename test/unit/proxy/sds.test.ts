@@ -5,7 +5,7 @@ import {Client, type ClientDuplexStream, credentials} from '@grpc/grpc-js';
 import test, {type ExecutionContext} from 'ava';
 import {Secret, silentLogger} from '../../../src/log.ts';
 import {FieldReader, FieldWriter} from '../../../src/proto/wire.ts';
-import {type SecretMaterial, startSds, startXdsSocket} from '../../../src/proxy/index.ts';
+import {type SecretMaterial, startSds, startXdsSocket} from '../../../src/proxy/xds.ts';
 import {makeMaterial} from '../../integration/proxy/certificates.ts';
 
 const asIs = (message: Buffer) => message;

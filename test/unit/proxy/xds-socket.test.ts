@@ -6,7 +6,7 @@ import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import {AgentError} from '../../../src/errors.ts';
 import {silentLogger} from '../../../src/log.ts';
-import {startXdsSocket} from '../../../src/proxy/index.ts';
+import {startXdsSocket} from '../../../src/proxy/xds.ts';
 
 async function folderOf(t: ExecutionContext): Promise<string> {
 	const folder = await mkdtemp(join(tmpdir(), 'onramp-socket-'));

@@ -1,0 +1,109 @@
+import type {Config} from './config/index.ts';
+import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
+import {type NameTable, parseNameTable} from './dns/index.ts';
+import {type Identity, startIdentity} from './identity/index.ts';
+import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
+import type {Logger} from './log.ts';
+import type {EnvoyProxy} from './proxy/index.ts';
+import {startSds, startXdsSocket} from './proxy/xds.ts';
+import {startRegistration} from './registration/index.ts';
+import {type Relay, startRelay} from './relay/index.ts';
+import type {StatusServer} from './status/index.ts';
+import {version} from './version.ts';
+
+export interface MeshDeps {
+	readonly config: Config;
+	readonly node: Node;
+	readonly readiness: Readiness;
+	readonly status: StatusServer;
+	readonly parts: ComponentGroup;
+	readonly logOf: (part: string) => Logger;
+	readonly clock: Clock;
+	readonly random: () => number;
+	readonly metrics: Metrics;
+}
+
+/** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
+export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Relay> {
+	const {config, node, readiness, status, parts, logOf, clock, random, metrics} = deps;
+	const base = {clock, random, metrics};
+	const {workload} = config;
+	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
+	let identity: Identity | undefined;
+	const controlPlane = createControlPlane({
+		...base,
+		config: config.controlPlane,
+		workload,
+		clientCertificate: () => identity?.current(),
+		log: logOf('control-plane'),
+	});
+	identity = await parts.start('identity', () =>
+		startIdentity(
+			{
+				...base,
+				config: config.identity,
+				workload,
+				tokenPath: config.controlPlane.tokenPath,
+				tokenAudience: config.controlPlane.tokenAudience,
+				requestCertificate: controlPlane.requestCertificate,
+				log: logOf('identity'),
+				gate: readiness.gate('identity'),
+			},
+			signal,
+		),
+	);
+	const {current, onChange, setAdditionalRoots, rotateNow, retryNow} = identity;
+	status.add('identity', identity.status);
+	status.addCommand('rotate', rotateNow);
+
+	let names: NameTable = new Map();
+	status.add('dns', () => ({names: names.size}));
+	const relay = await parts.start('relay', () =>
+		startRelay({
+			...base,
+			config: config.relay,
+			openAdsStream: controlPlane.openAdsStream,
+			backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
+			node: encodeNode(node, version),
+			onNameTable: table => {
+				names = parseNameTable(table);
+			},
+			onTrustBundle: setAdditionalRoots,
+			gate: readiness.gate('configuration'),
+			log: logOf('relay'),
+		}),
+	);
+	status.add('relay', relay.status);
+	status.addCommand('retry', async () => {
+		retryNow();
+		relay.retryNow();
+	});
+	// A stream refused for want of a certificate need not wait out its backoff once there is one.
+	onChange(() => relay.retryNow());
+
+	const sds = await parts.start('sds', () => startSds({source: {current, onChange}, log: logOf('sds')}));
+	await parts.start('xds-socket', () =>
+		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
+	);
+	return relay;
+}
+
+/** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
+export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy): Promise<void> {
+	const {config, readiness, status, parts, logOf, clock} = deps;
+	// What Envoy has just taken may have made it ready.
+	relay.onChange(proxy.lookNow);
+	const registration = await parts.start('registration', () =>
+		startRegistration({
+			clock,
+			workload: config.workload,
+			upstream: () => relay.status().upstream,
+			onUpstreamChange: relay.onChange,
+			withdraw: relay.leave,
+			gate: readiness.gate('registration'),
+			log: logOf('registration'),
+		}),
+	);
+	status.add('registration', registration.status);
+	relay.begin();
+}
