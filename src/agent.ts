@@ -1,6 +1,7 @@
 import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {LoadedConfig} from './config/index.ts';
 import {buildNode} from './control-plane/node-metadata.ts';
+import {openState} from './identity/state-dir.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
 import {startMemoryKeeper} from './lifecycle/memory.ts';
 import {startSystemdNotifier} from './lifecycle/systemd.ts';
@@ -36,6 +37,7 @@ export async function runAgent(
 	log.info({version, node: node.id, group: workload.group, pid: process.pid}, 'onramp starting');
 
 	try {
+		// Who may not have the directory or the sockets ends here, before anything is started.
 		const status = await parts.start('status', () =>
 			startStatusServer({
 				...base,
@@ -46,6 +48,8 @@ export async function runAgent(
 				isStopping: () => signal.aborted,
 			}),
 		);
+		const hasState = config.identity.source.kind === 'control-plane';
+		const state = hasState ? await openState(config.identity, workload, clock.now()) : undefined;
 		// So that a command can tell whether this agent runs with what is on disk now.
 		status.add('configuration', () => ({files}));
 		const proxyStarts = parts.start('proxy', () =>
@@ -77,7 +81,7 @@ export async function runAgent(
 		);
 
 		const {enterMesh, startMesh} = await import('./mesh.ts');
-		const mesh = {...base, config, node, readiness, status, parts, logOf};
+		const mesh = {...base, config, node, state, readiness, status, parts, logOf};
 		const relay = await startMesh(mesh, signal);
 
 		const proxy = await proxyStarts;

@@ -2,6 +2,7 @@ import type {Config} from './config/index.ts';
 import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
 import {type NameTable, parseNameTable} from './dns/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
+import type {StateDir} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
@@ -14,6 +15,8 @@ import {version} from './version.ts';
 export interface MeshDeps {
 	readonly config: Config;
 	readonly node: Node;
+	/** Where certificates are kept, if they are. */
+	readonly state: StateDir | undefined;
 	readonly readiness: Readiness;
 	readonly status: StatusServer;
 	readonly parts: ComponentGroup;
@@ -25,7 +28,7 @@ export interface MeshDeps {
 
 /** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
 export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Relay> {
-	const {config, node, readiness, status, parts, logOf, clock, random, metrics} = deps;
+	const {config, node, state, readiness, status, parts, logOf, clock, random, metrics} = deps;
 	const base = {clock, random, metrics};
 	const {workload} = config;
 	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
@@ -43,6 +46,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 				...base,
 				config: config.identity,
 				workload,
+				state,
 				tokenPath: config.controlPlane.tokenPath,
 				tokenAudience: config.controlPlane.tokenAudience,
 				requestCertificate: controlPlane.requestCertificate,

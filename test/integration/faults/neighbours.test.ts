@@ -9,6 +9,7 @@ import {
 	group,
 	joinedState,
 	listFiles,
+	listKept,
 	makeWorld,
 	processesOf,
 	spoken,
@@ -125,7 +126,7 @@ test('faults › envoy › one that is missing is told once and waited for, and 
 	t.is(complaints(workload).length, 1, complaints(workload).join('\n'));
 	await symlink(world.envoyPath, envoyPath);
 	await workload.untilReady();
-	t.deepEqual(await listFiles(workload.stateDir), joinedState);
+	t.deepEqual(await listKept(workload.stateDir), joinedState);
 });
 
 for (const [title, content, mode, reason, hint] of [

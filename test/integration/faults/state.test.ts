@@ -7,6 +7,7 @@ import {
 	complaints,
 	joinedState,
 	listFiles,
+	listKept,
 	makeWorld,
 	processesOf,
 	runToEnd,
@@ -85,7 +86,7 @@ for (const {title, script, says, remedy} of fresh) {
 			const mended = await plain();
 			mended.start();
 			await mended.untilReady();
-			t.deepEqual(await listFiles(mended.stateDir), joinedState);
+			t.deepEqual(await listKept(mended.stateDir), joinedState);
 		},
 	);
 }

@@ -1,7 +1,7 @@
 import {rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import anyTest, {type TestFn} from 'ava';
-import {complaints, emptyState, joinedState, listFiles, makeWorld, untilClosed, type World} from './world.ts';
+import {complaints, emptyState, joinedState, listFiles, listKept, makeWorld, untilClosed, type World} from './world.ts';
 
 const test = anyTest as TestFn<{world: World}>;
 
@@ -68,7 +68,7 @@ for (const {title, token, code, reason} of unusable) {
 		await workload.untilReady();
 		t.true(performance.now() - broughtMs < 10_000);
 		t.is(world.sandbox.counts.issuedByToken, 1);
-		t.deepEqual(await listFiles(workload.stateDir), joinedState);
+		t.deepEqual(await listKept(workload.stateDir), joinedState);
 	});
 }
 
@@ -91,7 +91,7 @@ test('faults › token › one for another audience is refused with both audienc
 
 	await writeFile(join(bundle, 'istio-token'), world.token());
 	await workload.untilReady();
-	t.deepEqual(await listFiles(workload.stateDir), joinedState);
+	t.deepEqual(await listKept(workload.stateDir), joinedState);
 });
 
 test('faults › token › one of another service account is refused with both accounts named', async t => {
@@ -115,5 +115,5 @@ test('faults › token › one of another service account is refused with both a
 	await writeFile(join(bundle, 'istio-token'), world.token());
 	const {parts} = await workload.untilReady();
 	t.is((parts['identity'] as {spiffeId: string}).spiffeId, 'spiffe://cluster.local/ns/faults/sa/vm-sa');
-	t.deepEqual(await listFiles(workload.stateDir), joinedState);
+	t.deepEqual(await listKept(workload.stateDir), joinedState);
 });

@@ -170,6 +170,12 @@ export async function listFiles(directory: string): Promise<string[]> {
 		.sort();
 }
 
+/** As `listFiles`, once a certificate has been kept: an agent is ready with it before it is on disk. */
+export async function listKept(directory: string): Promise<string[]> {
+	await until('a certificate on disk', async () => (await listFiles(directory)).includes('identity/current'));
+	return listFiles(directory);
+}
+
 /** Of an agent that has no certificate yet. */
 export const emptyState = ['identity/lock'];
 /** Of one that has joined. */

@@ -1,0 +1,95 @@
+import type {IdentityConfig} from '../config/types.ts';
+import {AgentError, reasonOf, systemCode} from '../errors.ts';
+import {systemFs} from '../lifecycle/atomic-file.ts';
+import {acquireLock, type Lock} from '../lifecycle/lock.ts';
+import {type VerifiedPair, verifyPair} from './certificate.ts';
+import {openStore, prepareStateDir, type StoredGeneration, type StoredPair, stateError} from './store.ts';
+import type {IdentityDeps} from './types.ts';
+
+/** The state directory, held by this agent. */
+export interface StateDir {
+	/** The newest stored pair that is whole, ours and still valid. */
+	readonly usable: {readonly stored: StoredGeneration; readonly pair: VerifiedPair} | undefined;
+	/** Number of the newest generation, usable or not. */
+	readonly newest: number;
+	/** Why others were passed over; emptied when a new one has been saved. */
+	readonly problems: readonly string[];
+	warnings(): readonly string[];
+	save(pair: StoredPair): Promise<void>;
+	close(): Promise<void>;
+}
+
+/**
+ * Locks the directory and loads from it. A directory that can only be read still serves a valid pair, with a warning;
+ * without one there is nothing to wait for, as every certificate would be lost with the process.
+ * @throws AgentError identity.state_unusable, identity.state_locked
+ */
+export async function openState(
+	{stateDir: dir}: Pick<IdentityConfig, 'stateDir'>,
+	workload: IdentityDeps['workload'],
+	now: Date,
+): Promise<StateDir> {
+	const spiffeId = spiffeIdOf(workload);
+	await prepareStateDir(dir);
+	const store = openStore(dir, systemFs);
+	let lock: Lock | undefined;
+	let unwritable: unknown;
+	try {
+		lock = await acquireLock(`${dir}/lock`);
+		await store.removeLeftovers();
+	} catch (error) {
+		// Only the disk's refusals can be lived with; a lock that another agent holds cannot.
+		if (error instanceof AgentError || systemCode(error) === undefined) throw error;
+		unwritable = error;
+	}
+	const {generations, problems} = await store.load().catch(error => {
+		throw stateError(dir, error);
+	});
+	const usable = choose(generations, spiffeId, now, problems);
+	if (unwritable && !usable) {
+		await lock?.release();
+		throw stateError(dir, unwritable);
+	}
+	return {
+		usable,
+		newest: generations[0]?.number ?? 0,
+		problems,
+		warnings: () => (unwritable ? [`new certificates cannot be kept: ${stateError(dir, unwritable).message}`] : []),
+		save: async pair => {
+			lock ??= await acquireLock(`${dir}/lock`);
+			await store.save(pair);
+			unwritable = undefined;
+			problems.length = 0;
+		},
+		close: async () => {
+			await lock?.release();
+		},
+	};
+}
+
+function choose(
+	generations: readonly StoredGeneration[],
+	spiffeId: string,
+	now: Date,
+	problems: string[],
+): StateDir['usable'] {
+	for (const stored of generations) {
+		if (stored.requestedSpiffeId !== spiffeId) {
+			problems.push(
+				`stored certificate ${stored.number} was asked for as ${stored.requestedSpiffeId}, not ${spiffeId}`,
+			);
+			continue;
+		}
+		try {
+			return {stored, pair: verifyPair(stored, {now, spiffeId})};
+		} catch (error) {
+			problems.push(`stored certificate ${stored.number}: ${reasonOf(error)}`);
+		}
+	}
+	return undefined;
+}
+
+/** The name that istiod gives a service account. */
+export function spiffeIdOf({trustDomain, namespace, serviceAccount}: IdentityDeps['workload']): string {
+	return `spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`;
+}
