@@ -2,6 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {parseClusterEnv} from '../../../src/config/cluster-env.ts';
 import {FileFindings, Findings} from '../../../src/config/problems.ts';
+import {fuzzRuns} from '../../support/fuzz.ts';
 
 function parse(text: string) {
 	const findings = new Findings();
@@ -97,6 +98,7 @@ test('cluster.env › reads back every value that is quoted as istioctl quotes i
 			t.deepEqual(problems, []);
 			t.deepEqual({...values}, {...entries});
 		}),
+		fuzzRuns(100),
 	);
 });
 
@@ -135,7 +137,7 @@ test('cluster.env › survives any text', t => {
 				t.true(problems.length <= 20);
 			},
 		),
-		{numRuns: 500},
+		fuzzRuns(500),
 	);
 });
 

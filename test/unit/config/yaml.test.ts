@@ -6,6 +6,7 @@ import {parseMeshYaml} from '../../../src/config/mesh-yaml.ts';
 import {parseOnrampYaml} from '../../../src/config/onramp-yaml.ts';
 import {FileFindings, Findings} from '../../../src/config/problems.ts';
 import {settings} from '../../../src/config/settings.ts';
+import {fuzzRuns} from '../../support/fuzz.ts';
 
 function mesh(text: string) {
 	const findings = new Findings();
@@ -122,7 +123,7 @@ test('mesh.yaml › survives any text', t => {
 				parseHosts(text, new FileFindings('f', findings));
 			},
 		),
-		{numRuns: 1000},
+		fuzzRuns(1000),
 	);
 });
 
@@ -136,5 +137,6 @@ test('mesh.yaml › reads back any ProxyConfig of unknown fields, or says what i
 				JSON.stringify(Object.fromEntries(Object.entries(config).filter(([, value]) => value !== null))),
 			);
 		}),
+		fuzzRuns(100),
 	);
 });
