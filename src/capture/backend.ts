@@ -1,3 +1,4 @@
+import type {HostFacts} from './context.ts';
 import type {Plan} from './rules.ts';
 
 /** Our rules as they are in the kernel now. */
@@ -26,9 +27,14 @@ export interface LiveRules {
 
 export type BackendName = 'nft' | 'iptables-nft' | 'iptables-legacy';
 
+/** Facts that depend on the way: a kernel may know a thing that a tool cannot say. */
+export type Abilities = Pick<HostFacts, 'hasConntrackTimeouts' | 'ipv6'>;
+
 /** One way to put rules into the kernel. Each owns its own table or chains and touches nothing else. */
 export interface Backend {
 	readonly name: BackendName;
+	/** @param ipv6 - whether this machine has it at all */
+	abilities(ipv6: 'on' | 'off'): Promise<Abilities>;
 	/** undefined = nothing of ours is there. */
 	read(): Promise<LiveRules | undefined>;
 	/** Whether the kernel would take the plan; changes nothing. @throws AgentError */

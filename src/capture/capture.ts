@@ -30,8 +30,7 @@ export interface Prepared {
 export async function prepareCapture(deps: CaptureDeps, make = planCapture): Promise<Prepared> {
 	const {config, run} = deps;
 	const host = await lookAtHost(config, run);
-	const plan = make(config, host);
-	return {plan, host, backend: await selectBackend(config.backend, plan, run)};
+	return selectBackend(config.backend, host, facts => make(config, facts), run);
 }
 
 export interface ApplyOptions {

@@ -19,6 +19,8 @@ export interface HostFacts {
 	readonly sshPorts: readonly number[];
 	/** `off`: no IPv6 in this kernel, or switched off. `no-nat`: it works, but cannot be redirected. */
 	readonly ipv6: 'on' | 'off' | 'no-nat';
+	/** Whether rules can say how long the kernel remembers a connection (nft with CONFIG_NF_CT_TIMEOUT). */
+	readonly hasConntrackTimeouts: boolean;
 	/** Control groups of the units in the settings, relative to the root of cgroup v2. */
 	readonly cgroups: Readonly<Record<string, string>>;
 }

@@ -6,7 +6,10 @@ import type {HostFacts, HostInterface} from './context.ts';
 import {findProgram, type Run} from './programs.ts';
 
 /** Looks at this machine as far as the settings make it matter. Changes nothing. */
-export async function lookAtHost(config: CaptureConfig, run: Run): Promise<HostFacts> {
+export async function lookAtHost(
+	config: CaptureConfig,
+	run: Run,
+): Promise<Omit<HostFacts, 'hasConntrackTimeouts' | 'ipv6'> & {readonly ipv6: 'on' | 'off'}> {
 	const userNames = [
 		...config.users,
 		...(config.outboundUsers === '*' ? [] : config.outboundUsers),

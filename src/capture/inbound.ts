@@ -3,7 +3,10 @@ import type {Bridges, PlanContext} from './context.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
-/** Connections to this machine go to Envoy's inbound listener. */
+/**
+ * Connections to this machine go to Envoy's inbound listener. Only a first packet is redirected: where nothing was
+ * tracked before the rules, any packet of a connection in progress makes a new entry, and would be torn off.
+ */
 export function addInboundRedirect(add: Add, family: Family, config: CaptureConfig, context: PlanContext): void {
 	const chain = 'nat_prerouting';
 	addInterfaces(add, family, chain, config, context.bridges);
@@ -13,7 +16,7 @@ export function addInboundRedirect(add: Add, family: Family, config: CaptureConf
 		add(
 			chain,
 			'inbound.capture',
-			{...match, isDestinationLocal: true},
+			{...match, isSyn: true, isDestinationLocal: true},
 			{kind: 'redirect', port: config.inboundPort},
 			"connections to the application go through Envoy's inbound listener",
 		);
@@ -68,11 +71,18 @@ export function addInboundTproxy(add: Add, family: Family, config: CaptureConfig
 		add(
 			chain,
 			'inbound.capture',
-			{...match, isDestinationLocal: true, destination: {not: loopback}},
+			{...match, isSyn: true, isDestinationLocal: true, destination: {not: loopback}},
 			{kind: 'tproxy', port, mark},
 			"connections to the application go through Envoy's inbound listener, source address kept",
 		);
 	}
+	add(
+		'mangle_output',
+		'inbound.marked',
+		{...tcp, outInterface: 'lo', mark: {is: mark}},
+		returns,
+		"Envoy's own connection to the application",
+	);
 	for (const owner of context.owners)
 		add(
 			'mangle_output',
@@ -81,13 +91,6 @@ export function addInboundTproxy(add: Add, family: Family, config: CaptureConfig
 			{kind: 'mark', mark: ownMark},
 			'the application calls itself through the mesh',
 		);
-	add(
-		'mangle_output',
-		'inbound.marked',
-		{...tcp, outInterface: 'lo', mark: {is: mark}},
-		returns,
-		"Envoy's own connection to the application",
-	);
 	add(
 		'mangle_output',
 		'inbound.answer',
@@ -99,11 +102,12 @@ export function addInboundTproxy(add: Add, family: Family, config: CaptureConfig
 
 /**
  * Connections that would reach the application without Envoy are refused.
- * @param match - `{isNotRewritten: true}` beside rules that redirect, `{}` without them
+ * @param isBesideCapture - what was redirected to Envoy may pass
  */
-export function addInboundBlock(add: Add, config: CaptureConfig, context: PlanContext, match: Match): void {
+export function addInboundBlock(add: Add, config: CaptureConfig, context: PlanContext, isBesideCapture: boolean): void {
 	if (!capturesInbound(config)) return;
 	const chain = 'filter_input';
+	if (isBesideCapture) add(chain, 'block.redirected', {isRewritten: true}, returns, 'goes to Envoy');
 	add(chain, 'block.loopback', {inInterface: 'lo'}, returns, 'the machine talks to itself');
 	for (const name of ignoredInterfaces(config, context.bridges))
 		add(chain, 'inbound.interface', {inInterface: name}, returns, `traffic from ${name} is not captured`);
@@ -112,7 +116,7 @@ export function addInboundBlock(add: Add, config: CaptureConfig, context: PlanCo
 		add(
 			chain,
 			'block.inbound',
-			{...ports, ...match, isSyn: true},
+			{...ports, isSyn: true},
 			{kind: 'reject'},
 			'Envoy has not decided on it, and the settings say block',
 		);
@@ -148,6 +152,7 @@ function addInterfaces(add: Add, family: Family, chain: Chain, config: CaptureCo
 				'outbound.interface',
 				{
 					protocol: 'tcp',
+					isSyn: true,
 					inInterface: name,
 					...(cidr === undefined ? {} : {destination: {is: cidr}}),
 					isDestinationLocal: false,
@@ -199,6 +204,8 @@ export function describeVerdict(verdict: Verdict): string {
 			return `to port ${verdict.port}, source kept`;
 		case 'mark':
 			return `mark ${verdict.mark}`;
+		case 'forget-soon':
+			return 'forget it soon if it fails';
 		case 'zone':
 			return `conntrack zone ${verdict.zone}`;
 		case 'goto':

@@ -35,6 +35,14 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 		);
 	return {
 		name,
+		abilities: async ipv6 => ({
+			hasConntrackTimeouts: false,
+			// Looking at a table is how a kernel with modules comes to have it.
+			ipv6:
+				ipv6 === 'on' && (await run(name.replace('iptables', 'ip6tables'), ['-t', 'nat', '-S'])).code !== 0
+					? 'no-nat'
+					: ipv6,
+		}),
 		render: async plan => {
 			const live = await saveAll();
 			return textsFor(plan, live)
@@ -69,6 +77,7 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 				await putBack(before, await saveAll(), restore);
 				throw error;
 			}
+			if (name === 'iptables-nft') await removeMadeTables(run, before);
 			const loaded = describe(await saveAll());
 			const family = families.find(each => plan.rules.some(rule => rule.family === each))!;
 			const table = plan.rules.find(rule => rule.family === family)!.chain.split('_')[0]!;

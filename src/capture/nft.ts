@@ -13,6 +13,8 @@ export function nftBackend(run: Run): Backend {
 		if (/no such file|does not exist|not supported/i.test(stderr)) return undefined;
 		throw failureOf('nft', ['list', 'table', family, tableName], {code, stdout, stderr});
 	};
+	/** Asks the kernel without changing anything. */
+	const takes = async (script: string): Promise<boolean> => (await run('nft', ['-c', '-f', '-'], script)).code === 0;
 	const readAll = async () => {
 		const tables = new Map<Family, readonly NftObject[]>();
 		for (const family of families) {
@@ -29,6 +31,16 @@ export function nftBackend(run: Run): Backend {
 	};
 	return {
 		name: 'nft',
+		abilities: async ipv6 => ({
+			hasConntrackTimeouts: await takes(
+				`table ip ${tableName}_probe { ct timeout t { protocol tcp; l3proto ip; policy = { close : 0 }; }\nchain c { type filter hook output priority 10; ct timeout set "t"; }\n}\n`,
+			),
+			ipv6:
+				ipv6 === 'on' &&
+				!(await takes(`table ip6 ${tableName}_probe { chain c { type nat hook output priority -105; redirect; }\n}\n`))
+					? 'no-nat'
+					: ipv6,
+		}),
 		render,
 		read: async () => {
 			const tables = await readAll();

@@ -3,7 +3,7 @@ import type {PlanContext} from './context.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
-/** Zone of the original direction of Envoy's and the agent's own connections. */
+/** Zone of the original direction of the agent's own questions. Not for TCP: the last packets of a connection have no owner. */
 const ownZone = 1;
 
 /**
@@ -11,16 +11,34 @@ const ownZone = 1;
  * Order as Istio has it: what is excluded, what is Envoy's, what is local, DNS, then destinations.
  */
 export function addOutbound(add: Add, family: Family, config: CaptureConfig, context: PlanContext): void {
-	addZones(add, context);
+	addZones(add, config, context);
 	addSelection(add, family, config, context, capturing(config));
 }
 
 /**
- * What the rules above would capture and have not, as no rewriting shows, is refused: a connection tracked from
- * before the rules, or in a state that nat rules do not look at, would otherwise leave in plaintext.
+ * What the rules above would capture and have not, as no rewriting shows, does not leave. nat rules see only packets
+ * that make a new entry in connection tracking; a first packet that meets the entry of a dead connection between the
+ * same ports is let pass by them, in plaintext (docs/decisions/0010-escape-guard.md).
+ * @param isForgetful - entries of failed connections can be made short-lived, so that a repeated first packet is captured
  */
-export function addEscapeGuard(add: Add, family: Family, config: CaptureConfig, context: PlanContext): void {
-	addSelection(add, family, config, context, guarding);
+export function addEscapeGuard(
+	add: Add,
+	family: Family,
+	config: CaptureConfig,
+	context: PlanContext,
+	isForgetful: boolean,
+): void {
+	const chain = 'filter_output';
+	if (isForgetful)
+		add(
+			chain,
+			'guard.forget',
+			{protocol: 'tcp', state: ['new']},
+			{kind: 'forget-soon'},
+			'a later connection between the same ports must not be taken for this one',
+		);
+	add(chain, 'guard.redirected', {isRewritten: true}, returns, 'goes to Envoy');
+	addSelection(add, family, config, context, guarding(isForgetful));
 }
 
 /** As the guard, for a machine without capture: nothing that ought to be captured leaves at all. */
@@ -32,7 +50,7 @@ export function addOutboundBlock(add: Add, family: Family, config: CaptureConfig
 interface Treatment {
 	readonly first: Chain;
 	readonly chosen: Chain;
-	readonly match: Match;
+	readonly isGuard: boolean;
 	readonly toSelf: Verdict | undefined;
 	readonly toMesh: Verdict;
 	readonly dns: Verdict | undefined;
@@ -42,34 +60,36 @@ interface Treatment {
 const capturing = ({inboundPort, outboundPort, dnsPort}: CaptureConfig): Treatment => ({
 	first: 'nat_output',
 	chosen: 'nat_outbound',
-	match: {},
+	isGuard: false,
 	toSelf: {kind: 'redirect', port: inboundPort},
 	toMesh: {kind: 'redirect', port: outboundPort},
 	dns: {kind: 'redirect', port: dnsPort},
 	why: undefined,
 });
 
-const guarding: Treatment = {
+/** Dropped, a first packet comes again after a second, when the entry is forgotten; reset, the application fails at once. */
+const guarding = (isForgetful: boolean): Treatment => ({
 	first: 'filter_output',
 	chosen: 'filter_outbound',
-	match: {isNotRewritten: true},
+	isGuard: true,
 	toSelf: undefined,
-	toMesh: {kind: 'reject'},
+	toMesh: {kind: isForgetful ? 'drop' : 'reject'},
 	// An answer from the real server is no plaintext of the application, and the next question is caught.
 	dns: undefined,
 	why: 'has escaped capture and would leave in plaintext',
-};
+});
 
-const blocking: Treatment = {...guarding, match: {}, why: 'Envoy is not there, and the settings say block'};
+const blocking: Treatment = {...guarding(false), why: 'Envoy is not there, and the settings say block'};
 
-function addZones(add: Add, {owners}: PlanContext): void {
+function addZones(add: Add, {dns}: CaptureConfig, {owners}: PlanContext): void {
+	if (dns === 'off') return;
 	for (const owner of owners)
 		add(
 			'raw_output',
 			'zone.own',
-			owner,
+			{...owner, protocol: 'udp', destinationPort: {is: [53]}},
 			{kind: 'zone', zone: ownZone},
-			"a connection of the application must not be taken for one of Envoy's that used the same ports",
+			"a question of the application must not be taken for one of the agent's from the same port",
 		);
 }
 
@@ -101,13 +121,28 @@ function addSelection(
 		returns,
 		'Envoy and the probes reach the application from this source',
 	);
+	if (config.interception === 'tproxy')
+		add(
+			first,
+			'outbound.marked',
+			{...tcp, outInterface: 'lo', mark: {is: config.tproxyMark}},
+			returns,
+			"Envoy's connection to the application, with the address of the caller",
+		);
 	const direct = config.dns === 'off' ? [config.tunnelPort] : [53, config.tunnelPort];
 	if (treatment.toSelf)
 		for (const owner of context.owners)
 			add(
 				first,
 				'outbound.own-call',
-				{...tcp, ...owner, outInterface: 'lo', destination: {not: loopback}, destinationPort: {not: direct}},
+				{
+					...tcp,
+					...owner,
+					isSyn: true,
+					outInterface: 'lo',
+					destination: {not: loopback},
+					destinationPort: {not: direct},
+				},
 				treatment.toSelf,
 				'the application calls itself through the mesh: Envoy to Envoy',
 			);
@@ -136,7 +171,7 @@ function addDestinations(
 	family: Family,
 	config: CaptureConfig,
 	context: PlanContext,
-	{match, toMesh, dns, why}: Treatment,
+	{isGuard, toMesh, dns, why}: Treatment,
 ): void {
 	if (dns && config.dns !== 'off') {
 		const servers =
@@ -150,6 +185,7 @@ function addDestinations(
 					'outbound.dns',
 					{
 						protocol,
+						...(protocol === 'tcp' ? {isSyn: true} : {}),
 						destinationPort: {is: [53]},
 						...(server === undefined ? {} : {destination: {is: `${server}/${family === 'ip' ? 32 : 128}`}}),
 					},
@@ -163,27 +199,25 @@ function addDestinations(
 	add(chain, 'outbound.loopback', {destination: {is: loopback}}, returns, 'loopback is meant as such');
 	for (const {cidr, reason} of excludedCidrs(config))
 		if (familyOf(cidr) === family) add(chain, 'outbound.excluded-cidr', {destination: {is: cidr}}, returns, reason);
-	const selected: Match = {protocol: 'tcp', ...match, ...(toMesh.kind === 'redirect' ? {} : {isSyn: true})};
+	const capture = (id: string, match: Match, reason: string) => {
+		add(chain, id, {protocol: 'tcp', isSyn: true, ...match}, toMesh, why ?? reason);
+		// nat rules do not look at these at all, so bytes of a captured connection would leave as they are.
+		if (isGuard)
+			add(
+				chain,
+				`${id}-untracked`,
+				{protocol: 'tcp', isNoReset: true, state: ['invalid', 'untracked'], ...match},
+				{kind: 'drop'},
+				'belongs to no connection that is known, and is not redirected',
+			);
+	};
 	for (const ports of portGroups(config.outboundPorts))
-		add(
-			chain,
-			'outbound.port',
-			{...selected, destinationPort: {is: ports}},
-			toMesh,
-			why ?? 'these ports go through Envoy, whatever the destination',
-		);
-	if (config.outboundCidrs === '*')
-		add(chain, 'outbound.capture', selected, toMesh, why ?? 'connections go through Envoy');
+		capture('outbound.port', {destinationPort: {is: ports}}, 'these ports go through Envoy, whatever the destination');
+	if (config.outboundCidrs === '*') capture('outbound.capture', {}, 'connections go through Envoy');
 	else
 		for (const cidr of config.outboundCidrs)
 			if (familyOf(cidr) === family)
-				add(
-					chain,
-					'outbound.capture',
-					{...selected, destination: {is: cidr}},
-					toMesh,
-					why ?? `${cidr} is reached through Envoy`,
-				);
+				capture('outbound.capture', {destination: {is: cidr}}, `${cidr} is reached through Envoy`);
 }
 
 /** Cloud metadata gives out credentials by source; through a mesh it could only fail. */

@@ -19,12 +19,12 @@ export function planCapture(config: CaptureConfig, host: HostFacts): Plan {
 	for (const family of capturedFamilies(config, host)) {
 		const add = collect(family, rules);
 		addOutbound(add, family, config, context);
-		addEscapeGuard(add, family, config, context);
+		addEscapeGuard(add, family, config, context, host.hasConntrackTimeouts);
 		(config.interception === 'tproxy' ? addInboundTproxy : addInboundRedirect)(add, family, config, context);
 		addDropInvalid(add, config);
 		// What TPROXY takes is not rewritten, and so cannot be told from what it has missed.
 		if (config.onAgentDown === 'block' && config.interception === 'redirect')
-			addInboundBlock(add, config, context, {isNotRewritten: true});
+			addInboundBlock(add, config, context, true);
 	}
 	if (host.ipv6 === 'no-nat' && config.ipv6 !== 'ignore') addIpv6Refusal(collect('ip6', rules), config, context);
 	if (host.ipv6 === 'on' && config.ipv6 === 'reject') addIpv6Refusal(collect('ip6', rules), config, context);
@@ -38,7 +38,7 @@ export function planBlock(config: CaptureConfig, host: HostFacts): Plan {
 	for (const family of host.ipv6 === 'off' ? (['ip'] as const) : families) {
 		const add = collect(family, rules);
 		addOutboundBlock(add, family, config, context);
-		addInboundBlock(add, config, context, {});
+		addInboundBlock(add, config, context, false);
 	}
 	const nothing: HostState = {policyRouting: undefined, families: [], hasPassThroughAddress: false};
 	return finish('block', rules, nothing, ['traffic that ought to be captured is refused, as Envoy is not there']);

@@ -114,7 +114,8 @@ function renderMatch(match: Match): string[] {
 	if (match.state) parts.push(`-m conntrack --ctstate ${match.state.join(',').toUpperCase()}`);
 	if (match.isDestinationLocal !== undefined)
 		parts.push(`-m addrtype ${match.isDestinationLocal ? '' : '! '}--dst-type LOCAL`);
-	if (match.isNotRewritten) parts.push('-m conntrack ! --ctstate DNAT');
+	if (match.isNoReset) parts.push('! --tcp-flags RST RST');
+	if (match.isRewritten) parts.push('-m conntrack --ctstate DNAT');
 	return parts;
 }
 
@@ -146,6 +147,8 @@ function renderVerdict(verdict: Verdict, isTcp: boolean, family: Family): string
 			return '-j CONNMARK --save-mark';
 		case 'restore-mark':
 			return '-j CONNMARK --restore-mark';
+		case 'forget-soon':
+			throw new Error('iptables has no such rule');
 		case 'zone':
 			return `-j CT --zone-orig ${verdict.zone}`;
 		case 'goto':

@@ -24,7 +24,7 @@ const hooks: Partial<Record<Chain, string>> = {
 	mangle_prerouting: 'type filter hook prerouting priority -150',
 	mangle_output: 'type route hook output priority -150',
 	filter_input: 'type filter hook input priority 0',
-	filter_output: 'type filter hook output priority 0',
+	filter_output: 'type filter hook output priority 10',
 	nat_prerouting: 'type nat hook prerouting priority -95',
 	nat_output: 'type nat hook output priority -105',
 };
@@ -52,11 +52,21 @@ function renderTable(plan: Plan, family: Family): string {
 		`\tchain ${aboutChain} {`,
 		`\t\tcounter comment "${renderAbout(plan)}"`,
 		'\t}',
+		...(rules.some(({verdict}) => verdict.kind === 'forget-soon') ? [renderTimeouts(family)] : []),
 		...body,
 		'}',
 		'',
 	].join('\n');
 }
+
+/**
+ * A connection that was reset, or whose first packet got no answer, leaves an entry behind by which the kernel would
+ * take a later connection between the same ports for an old one, which no nat rule looks at. Seconds.
+ */
+const renderTimeouts = (family: Family): string =>
+	`\tct timeout ${timeoutName} { protocol tcp; l3proto ${family}; policy = { syn_sent : 2, close : 0 }; }`;
+
+const timeoutName = 'forget-soon';
 
 /** Works whether the table is there or not. */
 export const renderRemoval = (family: Family): string =>
@@ -95,15 +105,17 @@ export const comment = (id: string, reason: string): string =>
 
 function renderMatch(family: Family, match: Match): string[] {
 	const {protocol, inInterface, outInterface, source, destination, destinationPort, uid, gid, cgroup} = match;
-	const {mark, connectionMark, state, isDestinationLocal, isSyn, isNotRewritten} = match;
+	const {mark, connectionMark, state, isDestinationLocal, isSyn, isNoReset, isRewritten} = match;
 	const parts: string[] = [];
 	if (inInterface !== undefined) parts.push(`iifname "${inInterface}"`);
 	if (outInterface !== undefined) parts.push(`oifname "${outInterface}"`);
-	if (protocol !== undefined && destinationPort === undefined && !isSyn) parts.push(`meta l4proto ${protocol}`);
+	if (protocol !== undefined && destinationPort === undefined && !isSyn && !isNoReset)
+		parts.push(`meta l4proto ${protocol}`);
 	if (source) parts.push(`${family} saddr ${test(source, text => text)}`);
 	if (destination) parts.push(`${family} daddr ${test(destination, text => text)}`);
 	if (destinationPort) parts.push(`${protocol} dport ${test(destinationPort, list)}`);
 	if (isSyn) parts.push('tcp flags & (syn | ack) == syn');
+	if (isNoReset) parts.push('tcp flags & rst == 0');
 	if (uid) parts.push(`meta skuid ${test(uid, list)}`);
 	if (gid) parts.push(`meta skgid ${test(gid, list)}`);
 	if (cgroup !== undefined) parts.push(`socket cgroupv2 level ${cgroup.split('/').length} "${cgroup}"`);
@@ -111,7 +123,7 @@ function renderMatch(family: Family, match: Match): string[] {
 	if (connectionMark !== undefined) parts.push(`ct mark ${connectionMark}`);
 	if (state) parts.push(`ct state ${state.join(',')}`);
 	if (isDestinationLocal !== undefined) parts.push(`fib daddr type ${isDestinationLocal ? '' : '!= '}local`);
-	if (isNotRewritten) parts.push('ct status & dnat == 0');
+	if (isRewritten) parts.push('ct status & dnat == dnat');
 	return parts;
 }
 
@@ -134,6 +146,8 @@ function renderVerdict(verdict: Verdict, isTcp: boolean): string {
 			return 'ct mark set meta mark';
 		case 'restore-mark':
 			return 'meta mark set ct mark';
+		case 'forget-soon':
+			return `ct timeout set "${timeoutName}"`;
 		case 'zone':
 			return `ct original zone set ${verdict.zone}`;
 		case 'goto':

@@ -45,7 +45,8 @@ export function describeMatch(match: Match): string {
 	if (match.connectionMark !== undefined) parts.push(`connection mark ${match.connectionMark}`);
 	if (match.state) parts.push(match.state.join(' or '));
 	if (match.isSyn) parts.push('first packet');
-	if (match.isNotRewritten) parts.push('not redirected');
+	if (match.isNoReset) parts.push('no reset');
+	if (match.isRewritten) parts.push('redirected');
 	if (match.isDestinationLocal !== undefined)
 		parts.push(match.isDestinationLocal ? 'for this machine' : 'to be forwarded');
 	return parts.join(', ') || 'everything';

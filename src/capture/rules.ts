@@ -53,13 +53,15 @@ export interface Match {
 	readonly cgroup?: string;
 	readonly mark?: Test<number>;
 	readonly connectionMark?: number;
-	readonly state?: readonly ('established' | 'related' | 'invalid')[];
+	readonly state?: readonly ('new' | 'established' | 'related' | 'invalid' | 'untracked')[];
 	/** The destination is an address of this machine, so the packet is not one to forward. */
 	readonly isDestinationLocal?: boolean;
 	/** The first packet of a TCP connection. */
 	readonly isSyn?: boolean;
-	/** No rule has rewritten the destination of this connection. */
-	readonly isNotRewritten?: boolean;
+	/** Not the end of a connection by reset. */
+	readonly isNoReset?: boolean;
+	/** A rule has rewritten the destination of this connection: it was redirected. */
+	readonly isRewritten?: boolean;
 }
 
 export type Verdict =
@@ -75,6 +77,8 @@ export type Verdict =
 	| {readonly kind: 'mark'; readonly mark: number}
 	| {readonly kind: 'save-mark'}
 	| {readonly kind: 'restore-mark'}
+	/** Forget the connection soon if it is refused, or never answered. nft only. */
+	| {readonly kind: 'forget-soon'}
 	/** Conntrack zone of the original direction only, so that replies are found without a zone. */
 	| {readonly kind: 'zone'; readonly zone: number}
 	| {readonly kind: 'goto'; readonly chain: Chain};

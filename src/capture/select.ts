@@ -1,5 +1,7 @@
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Backend, BackendName} from './backend.ts';
+import type {HostFacts} from './context.ts';
+import type {lookAtHost} from './host.ts';
 import {iptablesBackend} from './iptables.ts';
 import {nftBackend} from './nft.ts';
 import {findProgram, type Run} from './programs.ts';
@@ -16,6 +18,13 @@ const names: readonly BackendName[] = ['nft', 'iptables-nft', 'iptables-legacy']
 
 const make = (name: BackendName, run: Run): Backend => (name === 'nft' ? nftBackend(run) : iptablesBackend(name, run));
 
+/** Another way may do better; anything else is wrong whatever the way. */
+const isOfBackend: ReadonlySet<string> = new Set([
+	'capture.unsupported',
+	'capture.tool_failed',
+	'capture.tool_missing',
+]);
+
 /** Every way this machine has the tools for, in order of preference. */
 export async function findBackends(run: Run): Promise<readonly Backend[]> {
 	const found: Backend[] = [];
@@ -25,11 +34,23 @@ export async function findBackends(run: Run): Promise<readonly Backend[]> {
 	return found;
 }
 
+export interface Selected {
+	readonly backend: Backend;
+	readonly plan: Plan;
+	readonly host: HostFacts;
+}
+
 /**
  * The first way that would take the plan, as the kernel itself says; nothing is changed to find out.
+ * @param make - what can be planned depends on what the way can do
  * @throws AgentError `capture.tool_missing`, `capture.unsupported` with the reason of each, `capture.permission`
  */
-export async function selectBackend(wanted: BackendName | 'auto', plan: Plan, run: Run): Promise<Backend> {
+export async function selectBackend(
+	wanted: BackendName | 'auto',
+	host: Awaited<ReturnType<typeof lookAtHost>>,
+	make: (host: HostFacts) => Plan,
+	run: Run,
+): Promise<Selected> {
 	const found = await findBackends(run);
 	const candidates = wanted === 'auto' ? found : found.filter(({name}) => name === wanted);
 	if (candidates.length === 0)
@@ -43,10 +64,12 @@ export async function selectBackend(wanted: BackendName | 'auto', plan: Plan, ru
 	const reasons: string[] = [];
 	for (const backend of candidates) {
 		try {
+			const facts = {...host, ...(await backend.abilities(host.ipv6))};
+			const plan = make(facts);
 			await backend.check(plan);
-			return backend;
+			return {backend, plan, host: facts};
 		} catch (error) {
-			if (!(error instanceof AgentError) || error.code === 'capture.permission') throw error;
+			if (!(error instanceof AgentError) || !isOfBackend.has(error.code)) throw error;
 			reasons.push(`${backend.name}: ${reasonOf(error)}`);
 		}
 	}

@@ -107,7 +107,7 @@ export interface World {
 	): Promise<Output>;
 	/** The command line of that, for tests that kill it. */
 	captureCommand(args: readonly string[]): readonly string[];
-	startEnvoy(): Promise<ChildProcess>;
+	startEnvoy(options?: {readonly isTransparent?: boolean}): Promise<ChildProcess>;
 	/** All rules of the namespace as every tool shows them, without counters. */
 	dump(): Promise<string>;
 }
@@ -130,11 +130,14 @@ export class Namespace {
 
 	spawn(
 		command: readonly string[],
-		options: {readonly uid?: number; readonly stdio?: 'pipe' | 'ignore'} = {},
+		options: {readonly uid?: number; readonly stdio?: 'pipe' | 'ignore'; readonly isNetworkAdmin?: boolean} = {},
 	): ChildProcess {
-		const {uid, stdio = 'pipe'} = options;
+		const {uid, stdio = 'pipe', isNetworkAdmin = false} = options;
+		const capability = isNetworkAdmin ? ['--inh-caps', '+net_admin', '--ambient-caps', '+net_admin'] : [];
 		const identity =
-			uid === undefined ? [] : ['setpriv', '--reuid', String(uid), '--regid', String(uid), '--clear-groups'];
+			uid === undefined
+				? []
+				: ['setpriv', '--reuid', String(uid), '--regid', String(uid), '--clear-groups', ...capability];
 		const child = spawn(toolPath('ip')!, ['netns', 'exec', this.name, ...identity, ...command], {
 			stdio: [stdio, stdio, 'inherit'],
 		});
@@ -310,7 +313,7 @@ export async function makeWorld(
 				...['env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)],
 				...captureCommand(args),
 			]),
-		startEnvoy: () => startCatcher(vm, directory, ipv6),
+		startEnvoy: ({isTransparent = false} = {}) => startCatcher(vm, directory, ipv6, isTransparent),
 		dump: async () =>
 			(
 				await Promise.all(
@@ -333,12 +336,17 @@ export async function makeWorld(
 }
 
 /** A real Envoy that takes what is redirected, and tells the other end so by a PROXY line. */
-async function startCatcher(vm: Namespace, directory: string, ipv6: boolean): Promise<ChildProcess> {
+async function startCatcher(
+	vm: Namespace,
+	directory: string,
+	ipv6: boolean,
+	isTransparent: boolean,
+): Promise<ChildProcess> {
 	const path = join(directory, 'envoy.json');
-	await writeFile(path, JSON.stringify(catcher(ipv6)));
+	await writeFile(path, JSON.stringify(catcher(ipv6, isTransparent)));
 	const envoy = vm.spawn(
 		[await ensureEnvoy(), '-c', path, '--disable-hot-restart', '--concurrency', '1', '--log-level', 'warning'],
-		{uid: meshUid, stdio: 'ignore'},
+		{uid: meshUid, stdio: 'ignore', isNetworkAdmin: isTransparent},
 	);
 	await until('Envoy to listen', async () => {
 		const {stdout} = await vm.run('ss', ['-H', '-l', '-t', '-n']);
@@ -349,7 +357,7 @@ async function startCatcher(vm: Namespace, directory: string, ipv6: boolean): Pr
 	return envoy;
 }
 
-function catcher(ipv6: boolean): unknown {
+function catcher(ipv6: boolean, isTransparent: boolean): unknown {
 	const families = ipv6 ? (['ip', 'ip6'] as const) : (['ip'] as const);
 	const any = (type: string, fields: object = {}) => ({'@type': `type.googleapis.com/envoy.${type}`, ...fields});
 	const directions = families.flatMap(family => [
@@ -361,7 +369,16 @@ function catcher(ipv6: boolean): unknown {
 			listeners: directions.map(({name, port, family}) => ({
 				name,
 				address: {socket_address: {address: family === 'ip' ? '0.0.0.0' : '::', port_value: port}},
+				...(isTransparent && name.startsWith('inbound') ? {transparent: true} : {}),
 				listener_filters: [
+					...(isTransparent && name.startsWith('inbound')
+						? [
+								{
+									name: 'envoy.filters.listener.original_src',
+									typed_config: any('extensions.filters.listener.original_src.v3.OriginalSrc', {mark: 1337}),
+								},
+							]
+						: []),
 					{
 						name: 'envoy.filters.listener.original_dst',
 						typed_config: any('extensions.filters.listener.original_dst.v3.OriginalDst'),
@@ -381,12 +398,26 @@ function catcher(ipv6: boolean): unknown {
 					},
 				],
 			})),
-			clusters: directions.map(({name, source}) => ({
+			clusters: directions.map(({name, family, source}) => ({
 				name,
-				type: 'ORIGINAL_DST',
-				lb_policy: 'CLUSTER_PROVIDED',
+				// What TPROXY hands over has kept its destination, which Envoy then does not take for an original one.
+				...(isTransparent && source
+					? {
+							type: 'STATIC',
+							load_assignment: {
+								cluster_name: name,
+								endpoints: [
+									{
+										lb_endpoints: [
+											{endpoint: {address: {socket_address: {address: address.vm[family], port_value: 8080}}}},
+										],
+									},
+								],
+							},
+						}
+					: {type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED'}),
 				connect_timeout: '2s',
-				...(source ? {upstream_bind_config: {source_address: {address: source, port_value: 0}}} : {}),
+				...(source && !isTransparent ? {upstream_bind_config: {source_address: {address: source, port_value: 0}}} : {}),
 				transport_socket: {
 					name: 'envoy.transport_sockets.upstream_proxy_protocol',
 					typed_config: any('extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport', {

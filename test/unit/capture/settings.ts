@@ -33,5 +33,6 @@ export const host: HostFacts = {
 	nameservers: ['10.0.0.2', 'fd00::2'],
 	sshPorts: [22],
 	ipv6: 'on',
+	hasConntrackTimeouts: true,
 	cgroups: {'app.service': 'system.slice/app.service'},
 };

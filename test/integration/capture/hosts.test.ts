@@ -1,0 +1,136 @@
+import test from 'ava';
+import {address, appUid, backends, makeWorld, meshUid, skippedWithout, toolsOf} from '../../support/netns.ts';
+
+const families = ['ip', 'ip6'] as const;
+
+for (const backend of backends)
+	test.serial(
+		`capture › questions for names go to the agent, over UDP and TCP, and those of the agent do not: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend, '--capture-dns', 'servers']});
+			const {vm, far} = world;
+			await world.startEnvoy();
+			const [app, mesh, outside] = [await vm.peer(), await vm.peer(meshUid), await far.peer(0)];
+			for (const family of families) {
+				await outside.serveNames(address.far[family], 53, 'far');
+				await outside.serveNames(address.other[family], 53, 'other');
+				await mesh.serveNames(family === 'ip' ? '127.0.0.1' : '::1', 15_053, 'agent');
+			}
+			const applied = await world.capture(['apply']);
+			t.is(applied.code, 0, applied.stderr);
+			for (const family of families)
+				for (const protocol of ['udp', 'tcp'] as const) {
+					t.deepEqual(await app.askName(address.far[family], protocol), {name: 'agent'}, `${family} ${protocol}`);
+					t.deepEqual(
+						await mesh.askName(address.far[family], protocol),
+						{name: 'far'},
+						`${family} ${protocol} of the agent`,
+					);
+				}
+			t.deepEqual(await app.askName(address.other.ip, 'udp'), {name: 'other'}, 'not a server of resolv.conf');
+			t.is((await world.capture(['apply', '--capture-dns', 'all'])).code, 0);
+			t.deepEqual(await app.askName(address.other.ip, 'udp'), {name: 'agent'});
+			t.is((await world.capture(['remove'])).code, 0);
+			t.deepEqual(await app.askName(address.far.ip, 'udp'), {name: 'far'});
+		},
+	);
+
+for (const backend of backends)
+	test.serial(
+		`capture › connections from before the rules go on as they were, on a host that tracked nothing: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+			const {vm, far} = world;
+			await world.startEnvoy();
+			const [app, outside, ssh] = [await vm.peer(), await far.peer(0), await vm.peer(0)];
+			await outside.listen('0.0.0.0', 80);
+			await app.listen('0.0.0.0', 8080);
+			await ssh.listen('0.0.0.0', 22);
+			await app.ask(address.far.ip, 80, {hold: 1});
+			await outside.ask(address.vm.ip, 22, {hold: 1});
+			await outside.ask(address.vm.ip, 8080, {hold: 2});
+			t.is((await world.capture(['apply'])).code, 0);
+			// The side that speaks first after the rules differs: a shell that prints, a client that asks.
+			t.like(await outside.askAgain(1), {via: 'direct'}, 'the SSH session of who applied the rules');
+			t.like(await app.askAgain(1), {via: 'direct'}, 'outbound');
+			t.like(await outside.askAgain(2), {via: 'direct'}, 'inbound');
+			t.like(await app.ask(address.far.ip, 80), {via: 'envoy'}, 'a new one is captured');
+		},
+	);
+
+test.serial('capture › only what the lists say is captured', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const {vm, far} = world;
+	await world.startEnvoy();
+	const [app, other, outside] = [await vm.peer(), await vm.peer(appUid + 1), await far.peer(0)];
+	for (const host of ['0.0.0.0', '::']) {
+		for (const port of [80, 81]) await outside.listen(host, port);
+		for (const port of [8080, 8081]) await app.listen(host, port);
+	}
+	const check = async (
+		what: string,
+		flags: readonly string[],
+		expected: Readonly<Record<string, 'envoy' | 'direct'>>,
+	) => {
+		const {code, stderr} = await world.capture(['apply', ...flags]);
+		t.is(code, 0, stderr);
+		for (const family of families) {
+			const seen = {
+				'far:80': (await app.ask(address.far[family], 80)).via,
+				'far:81': (await app.ask(address.far[family], 81)).via,
+				'other:80': (await app.ask(address.other[family], 80)).via,
+				'user:80': (await other.ask(address.far[family], 80)).via,
+				'in:8080': (await outside.ask(address.vm[family], 8080)).via,
+				'in:8081': (await outside.ask(address.vm[family], 8081)).via,
+			};
+			t.like(seen, expected, `${what}, ${family}`);
+		}
+	};
+	const nothing = {'far:80': 'direct', 'far:81': 'direct', 'other:80': 'direct'} as const;
+	const {other: aside} = address;
+	await check('networks', ['--capture-outbound-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
+		...nothing,
+		'other:80': 'envoy',
+	});
+	await check('excluded networks', ['--capture-outbound-exclude-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
+		'far:80': 'envoy',
+		'other:80': 'direct',
+	});
+	await check('ports', ['--capture-outbound-cidrs', '', '--capture-outbound-ports', '81'], {
+		...nothing,
+		'far:81': 'envoy',
+	});
+	await check('excluded ports', ['--capture-outbound-exclude-ports', '81'], {'far:80': 'envoy', 'far:81': 'direct'});
+	await check(
+		'excluded users',
+		['--capture-outbound-exclude-users', String(appUid + 1), '--capture-users', `${meshUid}`],
+		{'far:80': 'envoy', 'user:80': 'direct'},
+	);
+	await check('users', ['--capture-outbound-users', String(appUid + 1)], {...nothing, 'user:80': 'envoy'});
+	await check('groups', ['--capture-outbound-groups', String(appUid)], {'far:80': 'envoy', 'user:80': 'direct'});
+	await check('inbound ports', ['--capture-inbound-ports', '8081'], {'in:8080': 'direct', 'in:8081': 'envoy'});
+	await check('excluded inbound ports', ['--capture-inbound-exclude-ports', '8081'], {
+		'in:8080': 'envoy',
+		'in:8081': 'direct',
+	});
+	await check('interfaces', ['--capture-exclude-interfaces', 'eth0'], {...nothing, 'in:8080': 'direct'});
+});
+
+test.serial('capture › with IPv6 off the rules are those of IPv4 alone', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t, {ipv6: false});
+	const {vm, far} = world;
+	const before = await world.dump();
+	await world.startEnvoy();
+	const [app, outside] = [await vm.peer(), await far.peer(0)];
+	await outside.listen('0.0.0.0', 80);
+	const {code, stderr} = await world.capture(['apply']);
+	t.is(code, 0, stderr);
+	t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
+	t.false((await vm.must('nft', ['list', 'tables'])).includes('ip6'));
+	t.is((await world.capture(['remove'])).code, 0);
+	t.is(await world.dump(), before);
+});
