@@ -1,6 +1,7 @@
 import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {LoadedConfig} from './config/index.ts';
 import {buildNode} from './control-plane/node-metadata.ts';
+import {dnsAddressOf} from './dns/server-address.ts';
 import {openState} from './identity/state-dir.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
 import {startMemoryKeeper} from './lifecycle/memory.ts';
@@ -10,7 +11,7 @@ import {startProxy} from './proxy/index.ts';
 import {startStatusServer} from './status/index.ts';
 import {version} from './version.ts';
 
-const gates = ['identity', 'configuration', 'proxy', 'registration'] as const;
+const gates = ['identity', 'configuration', 'proxy', 'dns', 'registration'] as const;
 
 /**
  * Builds every part once, starts them in order, waits for the signal or for a part that ends by itself, and stops
@@ -27,12 +28,18 @@ export async function runAgent(
 ): Promise<void> {
 	const clock = systemClock;
 	const metrics = new Metrics();
-	const readiness = new Readiness(gates);
+	const isDnsOn = config.dns.mode !== 'off';
+	const readiness = new Readiness(gates.filter(name => name !== 'dns' || isDnsOn));
 	const base = {clock, random: Math.random, metrics};
 	const logOf = (part: string) => log.child({part});
 	const parts = new ComponentGroup(logOf('agent'));
 	const {workload} = config;
-	const node = buildNode(workload, {readinessPort: config.proxy.readinessPort, metricsPort: config.proxy.metricsPort});
+	const {readinessPort, metricsPort} = config.proxy;
+	const node = buildNode(workload, {
+		readinessPort,
+		metricsPort,
+		...(isDnsOn && {dnsAddress: dnsAddressOf(config.dns)}),
+	});
 	for (const warning of warnings) logOf('config').warn(warning);
 	log.info({version, node: node.id, group: workload.group, pid: process.pid}, 'onramp starting');
 
@@ -70,6 +77,20 @@ export async function runAgent(
 		proxyStarts.catch(() => {}); // Looked at below.
 		// Unless an earlier Envoy has to be asked, the spawn is done when the event loop has turned.
 		await nextTurn();
+		// Before what needs the network: rules of an earlier agent may lead all questions here, our own included.
+		const dns = isDnsOn
+			? await parts.start('dns', async () =>
+					(await import('./dns/index.ts')).startDns({
+						...base,
+						config: config.dns,
+						workload,
+						gate: readiness.gate('dns'),
+						log: logOf('dns'),
+					}),
+				)
+			: undefined;
+		status.add('dns', () => dns?.status() ?? {mode: 'off'});
+		if (dns) status.addCommand('dns-lookup', dns.lookup);
 		const notifier = await parts.start('notify', () =>
 			startSystemdNotifier({
 				env: config.isNotifyEnabled ? process.env : {},
@@ -81,7 +102,7 @@ export async function runAgent(
 		);
 
 		const {enterMesh, startMesh} = await import('./mesh.ts');
-		const mesh = {...base, config, node, state, readiness, status, parts, logOf};
+		const mesh = {...base, config, node, state, dns, readiness, status, parts, logOf};
 		const relay = await startMesh(mesh, signal);
 
 		const proxy = await proxyStarts;

@@ -40,6 +40,10 @@ export type ErrorCode =
 	| 'proxy.port_in_use'
 	| 'proxy.admin_failed'
 	| 'proxy.state_unusable'
+	// dns
+	| 'dns.name_invalid'
+	| 'dns.table_too_large'
+	| 'dns.resolved_refused'
 	// status
 	| 'status.port_in_use'
 	| 'status.listen_failed'

@@ -1,6 +1,6 @@
 import type {Config} from './config/index.ts';
 import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
-import {type NameTable, parseNameTable} from './dns/index.ts';
+import type {Dns} from './dns/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
 import type {StateDir} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
@@ -17,6 +17,8 @@ export interface MeshDeps {
 	readonly node: Node;
 	/** Where certificates are kept, if they are. */
 	readonly state: StateDir | undefined;
+	/** Takes the name table; undefined when names are not answered here. */
+	readonly dns: Dns | undefined;
 	readonly readiness: Readiness;
 	readonly status: StatusServer;
 	readonly parts: ComponentGroup;
@@ -28,7 +30,7 @@ export interface MeshDeps {
 
 /** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
 export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Relay> {
-	const {config, node, state, readiness, status, parts, logOf, clock, random, metrics} = deps;
+	const {config, node, state, dns, readiness, status, parts, logOf, clock, random, metrics} = deps;
 	const base = {clock, random, metrics};
 	const {workload} = config;
 	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
@@ -60,8 +62,6 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 	status.add('identity', identity.status);
 	status.addCommand('rotate', rotateNow);
 
-	let names: NameTable = new Map();
-	status.add('dns', () => ({names: names.size}));
 	const relay = await parts.start('relay', () =>
 		startRelay({
 			...base,
@@ -69,9 +69,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 			openAdsStream: controlPlane.openAdsStream,
 			backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
 			node: encodeNode(node, version),
-			onNameTable: table => {
-				names = parseNameTable(table);
-			},
+			onNameTable: table => dns?.setNameTable(table),
 			onTrustBundle: setAdditionalRoots,
 			gate: readiness.gate('configuration'),
 			log: logOf('relay'),

@@ -4,6 +4,7 @@ import {systemCode} from '../errors.ts';
 import {version} from '../version.ts';
 import {captureCommand} from './capture.ts';
 import {configCommand} from './config.ts';
+import {dnsCommand} from './dns.ts';
 import {joinCommand} from './join.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
@@ -49,6 +50,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	statusCommand,
 	captureCommand,
 	configCommand,
+	dnsCommand,
 	versionCommand,
 ];
 
@@ -130,6 +132,7 @@ const vocabulary = {
 		'json',
 		'wait',
 		'watch',
+		'type',
 		'install-to',
 		'install-only',
 		'format',

@@ -3,8 +3,8 @@ import type {Config} from './types.ts';
 
 /** Envoy's and Istio's ports on every sidecar: none of them can be the application's. */
 const istioPorts = [15_000, 15_001, 15_004, 15_006, 15_008, 15_020, 15_021, 15_053, 15_090];
-/** Where istiod's listeners and the DNS server bind; none of our own listeners may. */
-const takenPorts = [15_001, 15_006, 15_008, 15_053];
+/** Where istiod's listeners bind; none of our own may. */
+const takenPorts = [15_001, 15_006, 15_008];
 
 /** Settings that are fine each, but not together. */
 export function findConflicts(config: Config, resolver: Resolver): void {
@@ -13,8 +13,9 @@ export function findConflicts(config: Config, resolver: Resolver): void {
 	findOrderConflicts(config, resolver);
 }
 
-function findPortConflicts({proxy, status}: Config, resolver: Resolver): void {
+function findPortConflicts({proxy, status, dns}: Config, resolver: Resolver): void {
 	const own = [
+		['dns.port', dns.port],
 		['status.port', status.port],
 		['proxy.readinessPort', proxy.readinessPort],
 		['proxy.metricsPort', proxy.metricsPort],

@@ -3,6 +3,7 @@ import {readCapture} from './capture.ts';
 import {type Assignment, parseClusterEnv} from './cluster-env.ts';
 import {findConflicts} from './conflicts.ts';
 import {readControlPlane} from './control-plane.ts';
+import {noteCapture, readDns} from './dns.ts';
 import {parseHosts} from './hosts.ts';
 import {readIdentity} from './identity.ts';
 import {
@@ -73,7 +74,10 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	const stateDir = resolver.take(table.stateDir);
 	const runDir = resolver.take(table.runDir);
 	resolver.useDirectories({'state-dir': stateDir, 'run-dir': runDir});
-	const workload = readWorkload(resolver, host);
+	const asked = readWorkload(resolver, host);
+	const dns = readDns(resolver, asked.isDnsCaptured, stateDir);
+	// The control plane is told what is done, not what was asked for.
+	const workload = {...asked, isDnsCaptured: dns.mode !== 'off'};
 	const controlPlane = readControlPlane(resolver, {
 		bundle,
 		hosts: readFile(bundle?.hosts, findings, parseHosts) ?? new Map(),
@@ -82,6 +86,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		],
 	});
 	const identity = readIdentity(resolver, controlPlane);
+	if (workload.isDnsCaptured !== asked.isDnsCaptured) noteCapture(resolver);
 	const relay = readRelay(resolver, workload.isDnsCaptured);
 	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
 	const status = readStatus(resolver, workload.addresses);
@@ -105,6 +110,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		identity,
 		relay,
 		proxy,
+		dns,
 		status,
 		capture,
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},

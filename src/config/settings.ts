@@ -695,6 +695,79 @@ export const table = {
 	extraArguments: setting('proxy.extra-arguments', values.strings, '', 'Further command line arguments for Envoy'),
 	onStop: setting('proxy.on-stop', values.choice('stop', 'leave'), 'stop', 'Whether a stopping agent ends Envoy'),
 
+	dnsMode: setting(
+		'dns.mode',
+		values.choice('auto', 'capture', 'resolved', 'off'),
+		'auto',
+		'How names of the mesh are answered: capture = rules lead port 53 to the agent, resolved = systemd-resolved asks it, auto = capture if workload.dns-capture says so',
+	),
+	dnsAddresses: setting(
+		'dns.addresses',
+		values.loopbacks,
+		'127.0.0.1,::1',
+		'Loopback addresses of the DNS server; one this machine does not have is left out',
+	),
+	// Istio's own.
+	dnsPort: setting('dns.port', values.port, '15053', 'Port of the DNS server, UDP and TCP', {
+		istio: [{name: 'DNS_PROXY_ADDR', read: value => /:(\d+)$/.exec(value)?.[1]}],
+	}),
+	dnsUpstreams: setting(
+		'dns.upstreams',
+		values.nameServers,
+		'',
+		'Servers to ask for all other names, ADDRESS or ADDRESS:PORT, in order. Default: those of dns.resolv-conf, followed live',
+	),
+	dnsResolvConf: setting(
+		'dns.resolv-conf',
+		values.path,
+		'/etc/resolv.conf',
+		'Servers and search domains of this machine',
+		{
+			leaf: 'dns.resolvConfPath',
+		},
+	),
+	dnsResolvedConf: setting(
+		'dns.resolved-conf',
+		values.path,
+		'/run/systemd/resolve/resolv.conf',
+		'Servers that systemd-resolved asks itself, used when its stub leads back to the agent or is silent',
+		{leaf: 'dns.resolvedConfPath'},
+	),
+	// Below the five seconds after which the C library asks again.
+	dnsTimeout: setting(
+		'dns.timeout',
+		values.duration(100),
+		'4s',
+		'Longest wait for other servers, all tries of a question',
+		{
+			leaf: 'dns.timeoutMs',
+			istio: [{name: 'DNS_FORWARD_TIMEOUT', read: nonEmpty}],
+		},
+	),
+	// Istio's own, and Kubernetes'.
+	dnsTtl: setting('dns.ttl', values.duration(), '30s', 'How long answers from the name table may be remembered', {
+		leaf: 'dns.ttlSeconds',
+	}),
+	dnsMeshDomains: setting(
+		'dns.mesh-domains',
+		values.domains,
+		undefined,
+		'Domains whose names are never asked for elsewhere, known or not. Default: workload.domain without the namespace; "none" for no domain',
+	),
+	dnsMostInFlight: setting(
+		'dns.max-in-flight',
+		values.integer(1, 100_000),
+		'2000',
+		'Questions asked of other servers at one time; past this the answer is SERVFAIL',
+		{leaf: 'dns.mostInFlight'},
+	),
+	dnsLink: setting(
+		'dns.link',
+		values.string,
+		'onramp-dns',
+		"Network link whose domains systemd-resolved is given, with dns.mode 'resolved'",
+	),
+
 	statusAddress: setting('status.address', values.ipAddress, '0.0.0.0', 'Address of health and metrics'),
 	statusPort: setting('status.port', values.portOrOff, '15020', 'Port of health and metrics; 0 = none', {
 		mesh: {path: 'statusPort'},

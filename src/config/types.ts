@@ -47,6 +47,7 @@ export interface WorkloadConfig {
 	readonly proxyConfig: Readonly<Record<string, unknown>>;
 	/** ISTIO_VERSION told to the control plane; an Istio release whose Envoy generation is ours. */
 	readonly istioVersion: string;
+	/** Whether names of the mesh are answered on this machine (DNS_CAPTURE); `dns.mode` decides. */
 	readonly isDnsCaptured: boolean;
 }
 
@@ -158,6 +159,31 @@ export interface ProxyConfig {
 	readonly onStop: 'stop' | 'leave';
 }
 
+export interface DnsConfig {
+	/** `capture`: rules lead port 53 to us. `resolved`: systemd-resolved asks us for the mesh's domains. `off`: no server. */
+	readonly mode: 'capture' | 'resolved' | 'off';
+	/** UDP and TCP on each. */
+	readonly addresses: readonly string[];
+	readonly port: number;
+	/** Asked for foreign names; empty = those of resolv.conf, followed. */
+	readonly upstreams: readonly {readonly address: string; readonly port: number}[];
+	readonly resolvConfPath: string;
+	/** Where systemd-resolved lists the servers behind its stub. */
+	readonly resolvedConfPath: string;
+	/** All tries of one question. */
+	readonly timeoutMs: number;
+	/** Of answers from the name table. */
+	readonly ttlSeconds: number;
+	/** Domains never asked for elsewhere; undefined = that of the cluster. */
+	readonly meshDomains: readonly string[] | undefined;
+	/** Questions asked elsewhere at one time; past this they are refused. */
+	readonly mostInFlight: number;
+	/** Directory for the name table, below the state directory. */
+	readonly stateDir: string;
+	/** Link whose domains systemd-resolved gets, with mode `resolved`. */
+	readonly link: string;
+}
+
 export interface StatusConfig {
 	/** Address and port of health and metrics; port 0 = no TCP listener. */
 	readonly address: string;
@@ -240,6 +266,7 @@ export interface Config {
 	readonly identity: IdentityConfig;
 	readonly relay: RelayConfig;
 	readonly proxy: ProxyConfig;
+	readonly dns: DnsConfig;
 	readonly status: StatusConfig;
 	readonly capture: CaptureConfig;
 	readonly log: LogConfig;

@@ -153,6 +153,24 @@ export const ipAddress = text('address', 'an IP address', value => {
 	return bare.toLowerCase();
 });
 
+/** A server open to the network would answer, and amplify, for anybody. */
+const loopback = text('address', 'a loopback address', value => {
+	const address = ipAddress.parse(value, '/');
+	if (address !== '::1' && !address.startsWith('127.')) throw new ValueError('is not a loopback address');
+	return address;
+});
+
+/** `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; a link-local address has its interface behind a `%`. */
+const nameServer = text('server', 'ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT', value => {
+	const bare = value.trim().toLowerCase();
+	const isAddress = (address: string) => ipFamily(address.replace(/%[-\w.]+$/, '')) !== 0;
+	if (isAddress(bare)) return {address: bare, port: 53};
+	const match = /^(?:\[([^\]]+)\]|([0-9.]+)):(\d{1,5})$/.exec(bare);
+	const address = match?.[1] ?? match?.[2] ?? '';
+	if (!match || !isAddress(address)) throw new ValueError('is not an IP address, with or without a port');
+	return {address, port: wholeNumber(match[3]!, 1, 65_535)};
+});
+
 /** The names that Kubernetes gives out and SPIFFE IDs are made of (RFC 1123). */
 export const dnsLabel = text('name', 'lower-case letters, digits and "-", at most 63', value => {
 	if (!/^[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?$/.test(value))
@@ -184,6 +202,21 @@ const listOf = <T>(name: string, item: ValueType<T>, min = 0): ValueType<readonl
 		return trimmed.map(entry => item.parse(entry, base));
 	},
 });
+
+export const loopbacks = listOf('list', loopback, 1);
+export const nameServers = listOf('list', nameServer);
+
+/** `none`, or names; a dot at the end is left out. */
+export const domains: ValueType<readonly string[]> = {
+	name: 'list',
+	accepts: 'domains separated by commas, or none',
+	parse: (raw, base) =>
+		raw === 'none'
+			? []
+			: listOf('list', dnsName, 1)
+					.parse(raw, base)
+					.map(name => name.toLowerCase()),
+};
 
 export const strings = listOf('list', anyString);
 

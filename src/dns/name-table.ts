@@ -1,22 +1,29 @@
 import {isIP} from 'node:net';
 import {FieldReader} from '../proto/wire.ts';
+import {encodeName} from './message.ts';
 
 /** What the mesh knows of one host name. */
 export interface NameInfo {
+	/** Never empty. */
 	readonly addresses: readonly string[];
 	/** `Kubernetes`, `External`, … */
 	readonly registry: string;
 	readonly shortName: string;
 	readonly namespace: string;
+	/** Further names, as older control planes list them. */
+	readonly otherNames: readonly string[];
 }
 
 /** Host name in lower case → what the mesh knows of it. */
 export type NameTable = ReadonlyMap<string, NameInfo>;
 
+/** A name table that would fill the memory is a mistake or worse; 1,000,000 names of 100 bytes. */
+export const largestTable = 128 * 2 ** 20;
+
 /**
  * Reads istio.networking.nds.v1.NameTable: table 1 = map entry {key 1, value 2 NameInfo {ips 1, registry 2,
- * shortname 3, namespace 4}}. Entries that are no host name or no address are left out, since they could only be
- * answered wrongly.
+ * shortname 3, namespace 4, alt_hosts 5}}. Entries that are no host name, or have no address, are left out: a service
+ * without addresses of its own is found in the DNS of the world.
  * @throws WireError
  */
 export function parseNameTable(message: Buffer): NameTable {
@@ -29,30 +36,23 @@ export function parseNameTable(message: Buffer): NameTable {
 			if (entry.number === 1) host = entry.string().toLowerCase();
 			else if (entry.number === 2) info = parseNameInfo(entry.message());
 		}
-		if (isHostName(host) && info) table.set(host, info);
+		if (info && info.addresses.length > 0 && encodeName(host) !== undefined) table.set(host, info);
 	}
 	return table;
 }
 
 function parseNameInfo(field: FieldReader): NameInfo {
 	const addresses: string[] = [];
+	const otherNames: string[] = [];
 	let [registry, shortName, namespace] = ['', '', ''];
 	while (field.next()) {
 		if (field.number === 1) {
 			const address = field.string();
-			if (isIP(address)) addresses.push(address);
+			if (isIP(address) && !address.includes('%')) addresses.push(address);
 		} else if (field.number === 2) registry = field.string();
 		else if (field.number === 3) shortName = field.string();
 		else if (field.number === 4) namespace = field.string();
+		else if (field.number === 5) otherNames.push(field.string());
 	}
-	return {addresses, registry, shortName, namespace};
-}
-
-/** A DNS name: labels of 1 to 63 bytes, 253 in all; a leading `*.` is a wildcard (RFC 1035, section 2.3.4). */
-function isHostName(host: string): boolean {
-	return (
-		host.length > 0 &&
-		host.length <= 253 &&
-		host.split('.').every(label => label.length > 0 && label.length <= 63 && !/[\s\x00-\x1f]/.test(label))
-	);
+	return {addresses, registry, shortName, namespace, otherNames};
 }

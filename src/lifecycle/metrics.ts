@@ -9,6 +9,7 @@ interface Family {
 	readonly type: 'counter' | 'gauge';
 	readonly values: Map<string, number>;
 	readonly read?: (() => number | undefined) | undefined;
+	readonly readAll?: (() => Iterable<readonly [Labels, number]>) | undefined;
 }
 
 export class Metrics {
@@ -33,11 +34,16 @@ export class Metrics {
 		this.#family(name, help, 'gauge', read);
 	}
 
+	/** Counters that are kept elsewhere, because they are counted too often for labels, and read at scrape time. */
+	counterFrom(name: string, help: string, readAll: () => Iterable<readonly [Labels, number]>): void {
+		this.#families.set(name, {help, type: 'counter', values: new Map(), readAll});
+	}
+
 	render(): string {
 		let text = '';
-		for (const [name, {help, type, values, read}] of this.#families) {
-			const value = read?.();
-			const rows = value === undefined ? [...values] : [['', value] as const];
+		for (const [name, family] of this.#families) {
+			const {help, type} = family;
+			const rows = rowsOf(family);
 			if (rows.length === 0) continue;
 			text += `# HELP onramp_${name} ${help}\n# TYPE onramp_${name} ${type}\n`;
 			for (const [labels, number] of rows) text += `onramp_${name}${labels} ${number}\n`;
@@ -52,6 +58,12 @@ export class Metrics {
 		this.#families.set(name, family);
 		return family;
 	}
+}
+
+function rowsOf({values, read, readAll}: Family): (readonly [string, number])[] {
+	if (readAll) return [...readAll()].map(([labels, value]) => [renderLabels(labels), value] as const);
+	const value = read?.();
+	return value === undefined ? [...values] : [['', value]];
 }
 
 function renderLabels(labels: Labels): string {

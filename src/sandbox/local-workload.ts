@@ -44,14 +44,14 @@ export interface LocalWorkloadOptions {
 /** One agent with its Envoy, as separate processes of this machine, with ports and paths of their own. */
 export class LocalWorkload {
 	readonly options: LocalWorkloadOptions;
-	readonly ports: {readonly status: number; readonly readiness: number; readonly metrics: number};
+	readonly ports: {readonly status: number; readonly readiness: number; readonly metrics: number; readonly dns: number};
 	readonly logPath: string;
 	#child: ChildProcess | undefined;
 	#exit: Promise<number | null> | undefined;
 
 	private constructor(options: LocalWorkloadOptions, ports: readonly number[]) {
 		this.options = options;
-		this.ports = {status: ports[0]!, readiness: ports[1]!, metrics: ports[2]!};
+		this.ports = {status: ports[0]!, readiness: ports[1]!, metrics: ports[2]!, dns: ports[3]!};
 		this.logPath = join(options.directory, 'agent.log');
 	}
 
@@ -59,7 +59,7 @@ export class LocalWorkload {
 		await mkdir(options.directory, {recursive: true});
 		// Its own, so that a configuration of this machine does not get in.
 		await writeFile(join(options.directory, 'onramp.yaml'), '', {flag: 'a'});
-		return new LocalWorkload(options, await freePorts(3));
+		return new LocalWorkload(options, await freePorts(4));
 	}
 
 	get runDir(): string {
@@ -93,6 +93,7 @@ export class LocalWorkload {
 			...['--status-address', '127.0.0.1', '--status-port', String(this.ports.status)],
 			...['--proxy-listen-address', '127.0.0.1', '--proxy-readiness-port', String(this.ports.readiness)],
 			...['--proxy-metrics-port', String(this.ports.metrics), '--proxy-concurrency', '1', '--notify', 'false'],
+			...['--dns-addresses', '127.0.0.1', '--dns-port', String(this.ports.dns)],
 			...flags,
 		];
 	}

@@ -64,7 +64,7 @@ test('join › a token buys a certificate, a WorkloadEntry and mutual TLS both w
 	t.true(report.ready);
 	t.deepEqual(
 		report.gates.map(({name, open}) => [name, open]),
-		['identity', 'configuration', 'proxy', 'registration'].map(name => [name, true]),
+		['identity', 'configuration', 'proxy', 'dns', 'registration'].map(name => [name, true]),
 	);
 	const {identity, relay, proxy, registration} = partsOf(report);
 	t.is(identity.state, 'serving');
