@@ -24,7 +24,7 @@ export function checkBinary(path: string, arch: string = process.arch): string {
 		if (code === 'ENOENT' || code === 'ENOTDIR') {
 			throw new AgentError('proxy.binary_missing', `start envoy: there is no ${path}`, {
 				cause,
-				hint: 'install Envoy 1.36 or later there, or say where it is with proxy.binaryPath',
+				hint: 'install Envoy 1.36 or later there, or say where it is with proxy.binary',
 			});
 		}
 		if (code === 'EACCES') {

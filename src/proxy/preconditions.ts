@@ -52,7 +52,7 @@ async function refuseSharedAdmin(admin: StartInput['admin']): Promise<void> {
 	);
 	if (!isAnswered) return;
 	throw new AgentError('proxy.admin_failed', `start envoy: another envoy answers on ${admin.socketPath}`, {
-		hint: `stop it, or set another proxy.adminSocketPath; to see who it is: ss -xlp | grep ${admin.socketPath}`,
+		hint: `stop it, or set another proxy.admin-socket; to see who it is: ss -xlp | grep ${admin.socketPath}`,
 	});
 }
 

@@ -34,7 +34,7 @@ export async function startXdsSocket({path, services, log}: XdsSocketDeps): Prom
 	const bindPath = path + newSuffix;
 	if (Buffer.byteLength(bindPath) > longestPathBytes) {
 		throw unusable(path, `the path is longer than ${longestPathBytes - newSuffix.length} bytes`, {
-			hint: 'set a shorter socket path (relay.socketPath)',
+			hint: 'set a shorter socket path (relay.socket)',
 		});
 	}
 	await mkdir(dirname(path), {recursive: true, mode: 0o700}).catch((cause: unknown) => {

@@ -46,7 +46,7 @@ export async function listenOnSocket(server: Server, path: string): Promise<void
 		if (systemCode(cause) === 'EADDRINUSE') throw anotherAgent(path, cause);
 		throw new AgentError('status.listen_failed', `open control socket ${path}: ${systemCode(cause)}`, {
 			cause,
-			hint: `make ${dirname(path)} a directory this user may write, or set status.controlSocketPath`,
+			hint: `make ${dirname(path)} a directory this user may write, or set status.control-socket`,
 		});
 	}
 }
@@ -74,7 +74,7 @@ async function clearStale(path: string): Promise<void> {
 			'status.listen_failed',
 			`open control socket ${path}: a file that is no socket is in its place`,
 			{
-				hint: 'move that file away, or set status.controlSocketPath',
+				hint: 'move that file away, or set status.control-socket',
 			},
 		);
 	}
