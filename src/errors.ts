@@ -96,9 +96,10 @@ export function reasonOf(error: unknown): string {
 	return cause && !error.message.includes(cause) ? `${error.message}: ${cause}` : error.message;
 }
 
-/** The `code` of a system error (`ENOENT`, `EACCES`, …), or undefined for anything else. */
+/** The `code` of a system error (`ENOENT`, `EACCES`, …), or undefined for anything else; ours have codes of their own. */
 export function systemCode(error: unknown): string | undefined {
-	return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
+	if (!(error instanceof Error) || error instanceof AgentError || !('code' in error)) return undefined;
+	return typeof error.code === 'string' ? error.code : undefined;
 }
 
 /** 0 ordered stop; 1 failure, a restart may help; 2 no agent to ask; 78 bad configuration, a restart cannot (EX_CONFIG). */

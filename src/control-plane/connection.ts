@@ -1,7 +1,7 @@
 import {Client, connectivityState, credentials as grpcCredentials, Metadata, type ServiceError} from '@grpc/grpc-js';
 import type {ControlPlaneConfig, Endpoint, TrustAnchor} from '../config/types.ts';
-import {AgentError} from '../errors.ts';
 import type {BootstrapToken} from '../identity/index.ts';
+import {explainConnect} from './connect-failures.ts';
 import {formatEndpoint, type Lookup, resolveEndpoint} from './resolve.ts';
 import {type ClientCertificate, loadRoots, serverNameOf} from './tls.ts';
 
@@ -69,7 +69,14 @@ export async function connect(
 		await untilUp(client, config.connectTimeoutMs, signal);
 	} catch (error) {
 		client.close();
-		throw signal.aborted ? signal.reason : explainConnect(error, name, serverName, anchor, shown);
+		if (signal.aborted) throw signal.reason;
+		throw explainConnect(error, {
+			endpoint: name,
+			serverName,
+			roots: anchor.kind === 'system' ? 'the system’s roots' : anchor.path,
+			credentials: shown.description,
+			isCertificateShown: shown.certificate !== undefined,
+		});
 	}
 	return {
 		client,
@@ -149,76 +156,4 @@ function lastError(client: Client): Promise<Error> {
 			(error: ServiceError | null) => resolve(error ?? new Error('connection lost')),
 		);
 	});
-}
-
-const untrusted =
-	/self[- ]signed|unable to (verify|get)|certificate has expired|not yet valid|signature failure|CERT_/i;
-const wrongName = /altnames|Hostname\/IP/i;
-const refusedCertificate =
-	/alert (unknown ca|bad certificate|certificate (expired|revoked|unknown|required)|access denied|decrypt error)|alert number (42|43|44|45|46|48|49|51|116)/i;
-
-/** The reason a connection did not come up, in words; certificates refused by either side are told apart from a dead network. */
-function explainConnect(
-	error: unknown,
-	endpoint: string,
-	serverName: string,
-	anchor: TrustAnchor,
-	shown: Credentials,
-): AgentError {
-	if (error instanceof AgentError) return error;
-	const text = connectText(error);
-	const roots = anchor.kind === 'system' ? 'the system’s roots' : anchor.path;
-	if (wrongName.test(text)) {
-		return new AgentError(
-			'control_plane.untrusted',
-			`connect to ${endpoint}: its certificate is not for "${serverName}" (${text})`,
-			{
-				cause: error,
-				hint: 'set control-plane.server-name (ISTIOD_SAN) to a name in the certificate, or correct the address',
-			},
-		);
-	}
-	if (refusedCertificate.test(text)) {
-		return new AgentError(
-			'control_plane.unauthenticated',
-			`connect to ${endpoint}: the control plane refuses our client certificate (${text}; ${shown.description})`,
-			{
-				cause: error,
-				hint: 'the agent goes on with the token alone; if it has none, make a new bundle and run onramp join BUNDLE',
-			},
-		);
-	}
-	if (untrusted.test(text)) {
-		return new AgentError(
-			'control_plane.untrusted',
-			`connect to ${endpoint}: its certificate is not signed by any root in ${roots} (${text})`,
-			{
-				cause: error,
-				hint: `the mesh's root may have changed: compare with kubectl get configmap istio-ca-root-cert, and bring a new bundle with onramp join BUNDLE`,
-			},
-		);
-	}
-	return new AgentError('control_plane.unreachable', `connect to ${endpoint}: ${text}`, {
-		cause: error,
-		hint: `check that ${endpoint} can be reached from here (address in the bundle's hosts, firewall, east-west gateway)`,
-		fields: {mender: 'time'},
-	});
-}
-
-/** What the socket said, out of grpc-js's "No connection established. Last error: …". */
-function connectText(error: unknown): string {
-	const text = error instanceof Error ? ('details' in error && String(error.details)) || error.message : String(error);
-	return text.match(/Last error: (?:Error: )?(.+?)(?:\. Resolution note:.*)?$/s)?.[1] ?? text;
-}
-
-/** Whether a failure can mean that the control plane did not like the certificate we showed: TLS 1.3 tells us only after the handshake. */
-export function mayBeCertificateRefusal(error: unknown): boolean {
-	if (error instanceof AgentError) {
-		if (error.code === 'control_plane.unauthenticated') return true;
-		return (
-			error.code === 'control_plane.unreachable' &&
-			/ECONNRESET|EPIPE|socket|dropped|closed|disconnect/i.test(error.message)
-		);
-	}
-	return false;
 }

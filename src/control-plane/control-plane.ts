@@ -5,7 +5,8 @@ import {type RequestCertificate, readBootstrapToken} from '../identity/index.ts'
 import type {Clock, Metrics} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {createCertificate} from './ca.ts';
-import {type Connection, type Credentials, connect, mayBeCertificateRefusal} from './connection.ts';
+import {mayBeCertificateRefusal} from './connect-failures.ts';
+import {type Connection, type Credentials, connect} from './connection.ts';
 import {explainRefusal, type RefusalContext} from './refusals.ts';
 import {formatEndpoint, type Lookup, systemLookup} from './resolve.ts';
 import {type ClientCertificate, isPresentable} from './tls.ts';

@@ -1,5 +1,5 @@
 import './reflect.ts';
-import {createPublicKey, type KeyObject, randomBytes, webcrypto} from 'node:crypto';
+import {createPublicKey, generateKeyPairSync, type KeyObject, randomBytes, webcrypto} from 'node:crypto';
 import * as x509 from '@peculiar/x509';
 import {Secret} from '../../../src/log.ts';
 
@@ -55,7 +55,29 @@ export class TestCa {
 		return this.#issue(new x509.PublicKey(spki), uris, life);
 	}
 
-	async #issue(publicKey: x509.PublicKey, uris: readonly string[], life: Life): Promise<string> {
+	/** Certificate and key of a TLS server. */
+	async serve(dnsNames: readonly string[], life: Life = era): Promise<{cert: string; key: string}> {
+		const {privateKey, publicKey} = generateKeyPairSync('ec', {namedCurve: 'P-256'});
+		const spki = new x509.PublicKey(publicKey.export({type: 'spki', format: 'der'}));
+		return {
+			cert: await this.#issueFor(
+				spki,
+				dnsNames.map(value => ({type: 'dns' as const, value})),
+				life,
+			),
+			key: privateKey.export({type: 'pkcs8', format: 'pem'}).toString(),
+		};
+	}
+
+	#issue(publicKey: x509.PublicKey, uris: readonly string[], life: Life): Promise<string> {
+		return this.#issueFor(
+			publicKey,
+			uris.map(value => ({type: 'url' as const, value})),
+			life,
+		);
+	}
+
+	async #issueFor(publicKey: x509.PublicKey, names: x509.JsonGeneralNames, life: Life): Promise<string> {
 		const certificate = await x509.X509CertificateGenerator.create({
 			subject: '',
 			issuer: this.certificate.subject,
@@ -64,12 +86,7 @@ export class TestCa {
 			signingAlgorithm: ecdsa,
 			publicKey: publicKey as never,
 			signingKey: this.#keys.privateKey as never,
-			extensions: [
-				new x509.SubjectAlternativeNameExtension(
-					uris.map(value => ({type: 'url' as const, value})),
-					true,
-				),
-			],
+			extensions: [new x509.SubjectAlternativeNameExtension(names, true)],
 		});
 		return `${certificate.toString('pem')}\n`;
 	}
