@@ -7,7 +7,7 @@ import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.
 import type {Logger} from './log.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
-import {startRegistration} from './registration/index.ts';
+import {startOwnInbound, startRegistration} from './registration/index.ts';
 import {type Relay, startRelay} from './relay/index.ts';
 import type {StatusServer} from './status/index.ts';
 import {version} from './version.ts';
@@ -62,7 +62,17 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 	status.add('identity', identity.status);
 	status.addCommand('rotate', rotateNow);
 
-	const relay = await parts.start('relay', () =>
+	const inbound = await parts.start('inbound', async () =>
+		startOwnInbound({
+			address: workload.addresses[0]!,
+			reconnect: () => relay.reconnect(),
+			clock,
+			random,
+			log: logOf('registration'),
+		}),
+	);
+	status.add('inbound', inbound.status);
+	const relay: Relay = await parts.start('relay', () =>
 		startRelay({
 			...base,
 			config: config.relay,
@@ -71,6 +81,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 			node: encodeNode(node, version),
 			onNameTable: table => dns?.setNameTable(table),
 			onTrustBundle: setAdditionalRoots,
+			onResponse: inbound.see,
 			gate: readiness.gate('configuration'),
 			log: logOf('relay'),
 		}),

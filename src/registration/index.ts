@@ -1,3 +1,4 @@
+export {type OwnInbound, type OwnInboundStatus, startOwnInbound} from './own-inbound.ts';
 export {
 	type Registration,
 	type RegistrationDeps,

@@ -40,6 +40,8 @@ export interface Relay extends Running {
 	/** What the workload says of its health; kept and repeated on each new stream. */
 	setHealth(report: HealthReport): void;
 	retryNow(): void;
+	/** Ends the stream to the control plane and opens another; Envoy does not notice. */
+	reconnect(): void;
 	status(): RelayStatus;
 	onChange(listener: () => void): () => void;
 }
@@ -54,6 +56,8 @@ export interface RelayDeps {
 	readonly onNameTable?: (table: Buffer) => void;
 	/** Roots from the mesh's ProxyConfig, PEM. Throws to refuse them. */
 	readonly onTrustBundle?: (rootsPem: readonly string[]) => void;
+	/** Sees each answer before it is used. */
+	readonly onResponse?: (response: Response, isWhole: boolean) => void;
 	readonly gate: Gate;
 	readonly clock: Clock;
 	readonly random: () => number;
@@ -116,6 +120,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			consume(response);
 			return;
 		}
+		deps.onResponse?.(response, isWhole);
 		const wasComplete = cache.isComplete;
 		const before = url === typeUrl.cluster ? response.removed.map(name => cache.endpointName(name)) : [];
 		const change = cache.type(url).apply(response.resources, response.removed, isWhole, messageBytes);
@@ -279,6 +284,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		},
 		setHealth: report => upstream.setHealth(report),
 		retryNow: () => upstream.retryNow(),
+		reconnect: () => upstream.reconnect(),
 		status: () => ({
 			upstream: upstream.status(),
 			sessions: sessions.size,

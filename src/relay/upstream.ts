@@ -187,6 +187,11 @@ export class Upstream implements Running {
 		if (this.#current?.asked.has(typeUrl.listener)) this.#sendHealth(this.#current);
 	}
 
+	/** Ends this stream; as with any end, another follows after the first, short wait. */
+	reconnect(): void {
+		this.#endStream();
+	}
+
 	async stop(): Promise<void> {
 		this.#stopping.abort();
 		this.#wake?.();

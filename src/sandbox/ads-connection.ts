@@ -19,6 +19,8 @@ export interface AdsDeps {
 	readonly refusal: () => GrpcStatus | undefined;
 	/** ProxyConfig with the trust bundle, when the mesh has several roots. */
 	readonly proxyConfig: () => Resource | undefined;
+	/** Whether streams that make an entry are never told of the services it is in; see `Faults.forgetInbound`. */
+	readonly isForgettingInbound: () => boolean;
 	readonly onPush: (event: PushEvent) => void;
 	readonly onAck: (event: AckEvent) => void;
 	readonly onConnection: (view: ConnectionView, state: 'opened' | 'closed') => void;
@@ -62,6 +64,9 @@ export class AdsConnection {
 	#node: ProxyNode | undefined;
 	#identity = '';
 	#isEnded = false;
+	/** The services of a new entry are told with the push that follows it, never with the first answers. */
+	#isInboundKnown = true;
+	#isInboundForgotten = false;
 
 	constructor(deps: ConnectionDeps) {
 		this.#deps = deps;
@@ -94,6 +99,7 @@ export class AdsConnection {
 
 	push({hosts}: Change): void {
 		if (!this.#node || this.#isEnded) return;
+		this.#isInboundKnown = !this.#isInboundForgotten;
 		for (const watched of this.#inPushOrder()) {
 			const {typeUrl: type, names} = watched;
 			if (this.#deps.protocol === 'sotw')
@@ -121,7 +127,9 @@ export class AdsConnection {
 			throw new RegistrationError({code: 'permission_denied', message: `authorization failed: ${text}`});
 		}
 		const id = this.#deps.nextId(node.id);
-		this.#deps.entries.connect(node, matched.parsed, id, this.#connectedAt);
+		const isNew = this.#deps.entries.connect(node, matched.parsed, id, this.#connectedAt);
+		this.#isInboundKnown = !isNew;
+		this.#isInboundForgotten = isNew && this.#deps.isForgettingInbound();
 		this.#id = id;
 		this.#node = node;
 		this.#identity = matched.spiffeId;
@@ -191,11 +199,11 @@ export class AdsConnection {
 		const node = this.#node!;
 		switch (type) {
 			case typeUrl.cluster:
-				return generator.clusters(node);
+				return generator.clusters(node, {hasInbound: this.#isInboundKnown});
 			case typeUrl.endpoint:
 				return generator.endpoints(names, hosts);
 			case typeUrl.listener:
-				return generator.listeners(node);
+				return generator.listeners(node, {hasInbound: this.#isInboundKnown});
 			case typeUrl.route:
 				return generator.routes(node, names);
 			case typeUrl.nameTable:
@@ -222,7 +230,7 @@ export class AdsConnection {
 	}
 
 	#sendChangedClusters(watched: Watched, hosts: ReadonlySet<string>): void {
-		const resources = this.#deps.generator.clusters(this.#node!, hosts);
+		const resources = this.#deps.generator.clusters(this.#node!, {hasInbound: this.#isInboundKnown, hosts});
 		const present = new Set(resources.map(resource => resource.name));
 		const removed = [...watched.names].filter(name => hosts.has(name.split('|')[3] ?? '') && !present.has(name)).sort();
 		for (const name of removed) watched.names.delete(name);

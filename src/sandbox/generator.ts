@@ -65,6 +65,12 @@ export interface GeneratorDeps {
 /** Entries of the encoding cache; far above what one mesh of 5,000 services needs for two kinds of proxy. */
 const cacheLimit = 60_000;
 
+/** Which part of a proxy's configuration is meant. */
+interface ConfigPart {
+	readonly hasInbound: boolean;
+	readonly hosts?: ReadonlySet<string>;
+}
+
 /** Turns the registry into what one proxy is sent. Encodes each resource once and keeps the bytes. */
 export class ConfigGenerator {
 	readonly #deps: GeneratorDeps;
@@ -82,8 +88,8 @@ export class ConfigGenerator {
 		if (this.#encoded.size > cacheLimit) this.#encoded.clear();
 	}
 
-	/** @param hosts - only the clusters of these services */
-	clusters(node: ProxyNode, hosts?: ReadonlySet<string>): Resource[] {
+	/** @param part - `hosts`: only the clusters of these services; `hasInbound`: also those of its own */
+	clusters(node: ProxyNode, {hosts, hasInbound}: ConfigPart): Resource[] {
 		const flavour = this.#flavour(node);
 		const services = this.#deps.registry.services().filter(service => !hosts || hosts.has(service.host));
 		const outbound = services.map(service => {
@@ -96,7 +102,7 @@ export class ConfigGenerator {
 		if (hosts) return outbound;
 		const isBound = this.#isBound(node);
 		const fixed = renderFixedOutboundClusters(flavour).map(message => this.#fixed(typeUrl.cluster, message, flavour));
-		const inbound = this.inboundServices(node).map(service =>
+		const inbound = (hasInbound ? this.inboundServices(node) : []).map(service =>
 			this.#fixed(typeUrl.cluster, renderInboundCluster(service, isBound), [service, isBound]),
 		);
 		const passthrough = isBound ? [] : [this.#fixed(typeUrl.cluster, inboundPassthroughCluster, [])];
@@ -116,7 +122,7 @@ export class ConfigGenerator {
 		return resources;
 	}
 
-	listeners(node: ProxyNode): Resource[] {
+	listeners(node: ProxyNode, {hasInbound}: ConfigPart): Resource[] {
 		const flavour = this.#flavour(node);
 		const {mtls} = this.#deps.settings();
 		const ports = this.#portsOf(node.name);
@@ -140,7 +146,7 @@ export class ConfigGenerator {
 			if (protocol === 'tcp') addTcp(at, outboundName(service));
 			else addHttp(at, `${service.host}:${port}`);
 		}
-		const inbound = this.inboundServices(node);
+		const inbound = hasInbound ? this.inboundServices(node) : [];
 		if (this.#isBound(node)) {
 			for (const service of inbound) {
 				const at = {address: node.addresses[0]!, port: ports.ingress?.[service.targetPort] ?? service.targetPort};

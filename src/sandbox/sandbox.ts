@@ -54,6 +54,7 @@ class ControlPlane {
 	#tls: TlsMaterial | undefined;
 	#port = 0;
 	#mtls: MtlsMode;
+	#isForgettingInbound = false;
 	#lifetimeMs: number | undefined;
 	#refusal: {ca?: GrpcStatus | undefined; ads?: GrpcStatus | undefined} = {};
 	/** Hosts waiting for the debounce; `all` when the change is wider. */
@@ -92,6 +93,7 @@ class ControlPlane {
 			entries: this.#entries,
 			authenticate: call => this.#authenticate(call),
 			refusal: () => this.#refusal.ads,
+			isForgettingInbound: () => this.#isForgettingInbound,
 			proxyConfig: () => this.#renderProxyConfig(),
 			onPush: event => this.#pushes.add(event),
 			onAck: event => this.#acks.add(event),
@@ -202,6 +204,9 @@ class ControlPlane {
 				this.#refusal = {...this.#refusal, ...what};
 			},
 			slow: ms => this.#server?.delay(ms),
+			forgetInbound: isOn => {
+				this.#isForgettingInbound = isOn;
+			},
 			closeConnections: () => this.#server?.closeConnections(),
 			rotateRoot: async () => {
 				await this.#ca!.rotateRoot();

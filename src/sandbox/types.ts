@@ -44,6 +44,11 @@ export interface Faults {
 	refuse(what: {readonly ca?: GrpcStatus | undefined; readonly ads?: GrpcStatus | undefined}): void;
 	/** Every answer is this late; 0 ends it. */
 	slow(ms: number): void;
+	/**
+	 * While on, streams that make a WorkloadEntry get no inbound clusters and listeners, whatever is pushed later. istiod
+	 * does so when the new entry reaches its index late; the next stream, which finds the entry there, is told.
+	 */
+	forgetInbound(isOn: boolean): void;
 	closeConnections(): void;
 	/** A new root signs from now on; the bundle holds both. The server keeps its own certificate until a restart. */
 	rotateRoot(): Promise<void>;

@@ -48,8 +48,8 @@ export function warmUp(types: EnvoyTypes): void {
 	entries.suspend();
 	const settings = {hasIstioExtensions: true, trustDomain: 'up', clusterId: '', mtls: 'permissive', ports: {}} as const;
 	const generator = new ConfigGenerator({types, registry, entries, settings: () => settings});
-	const names = generator.clusters(node).map(({name}) => name);
+	const names = generator.clusters(node, {hasInbound: true}).map(({name}) => name);
 	generator.endpoints(names);
-	generator.listeners(node);
+	generator.listeners(node, {hasInbound: true});
 	generator.routes(node, ['80']);
 }

@@ -97,15 +97,16 @@ export class WorkloadEntries {
 	/**
 	 * Creates or takes over the entry of a node that asks for registration.
 	 * @param identity - verified, from the certificate or token
+	 * @returns whether it was created
 	 * @throws RegistrationError
 	 */
-	connect(node: ProxyNode, identity: ParsedIdentity | undefined, connectionId: string, connectedAt: Date): void {
-		if (node.group === '') return;
+	connect(node: ProxyNode, identity: ParsedIdentity | undefined, connectionId: string, connectedAt: Date): boolean {
+		if (node.group === '') return false;
 		const name = entryName(node);
 		const key = `${node.namespace}/${name}`;
 		this.#hold(key, connectionId);
 		try {
-			this.#register(node, name, identity, connectedAt);
+			return this.#register(node, name, identity, connectedAt);
 		} catch (error) {
 			this.#connections.get(key)?.delete(connectionId);
 			throw error;
@@ -170,7 +171,7 @@ export class WorkloadEntries {
 		this.#connections.set(key, holders);
 	}
 
-	#register(node: ProxyNode, name: string, identity: ParsedIdentity | undefined, connectedAt: Date): void {
+	#register(node: ProxyNode, name: string, identity: ParsedIdentity | undefined, connectedAt: Date): boolean {
 		const key = `${node.namespace}/${name}`;
 		const existing = this.#entries.get(key);
 		if (existing) {
@@ -181,7 +182,7 @@ export class WorkloadEntries {
 				...existing,
 				annotations: {...annotations, ...connectAnnotations(connectedAt)},
 			});
-			return;
+			return false;
 		}
 		const group = this.#deps.findGroup(node.namespace, node.group);
 		if (!group) {
@@ -193,6 +194,7 @@ export class WorkloadEntries {
 		checkIdentity(identity, entry);
 		this.#entries.set(key, entry);
 		this.#deps.onChange(entry);
+		return true;
 	}
 
 	#deleteIfDisconnected(key: string): void {

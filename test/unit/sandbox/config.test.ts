@@ -45,6 +45,12 @@ function connect(t: ExecutionContext, sandbox: Sandbox, name = 'vm1', metadata: 
 	return stream;
 }
 
+/** A node whose entry is there already, so that the first answers have its own services. */
+async function reconnect(t: ExecutionContext, sandbox: Sandbox, metadata: Record<string, unknown> = {}) {
+	await fetchType(connect(t, sandbox, 'vm1', metadata), typeUrl.cluster);
+	return connect(t, sandbox, 'vm1', metadata);
+}
+
 async function fetchType(
 	stream: AdsStream,
 	type: string,
@@ -65,7 +71,7 @@ for (const [kind, options] of Object.entries({
 	plain: {istioExtensions: false},
 } satisfies Record<string, SandboxOptions>)) {
 	test(`config › ${kind}: every resource is what istiod sends for the same services`, async t => {
-		const stream = connect(t, await start(t, options));
+		const stream = await reconnect(t, await start(t, options));
 		for (const [type, resources] of Object.entries(istiod[kind]!)) {
 			const names = type === typeUrl.endpoint || type === typeUrl.route ? Object.keys(resources) : [];
 			const mine = await fetchType(stream, type, names);
@@ -100,7 +106,7 @@ test('config › without interception inbound ports are bound on the workload ad
 	const sandbox = await start(t, {ports: {vm1: {ingress: {8080: 18080}}}});
 	sandbox.removeService(own.host, 81);
 	sandbox.removeService(own.host, 82);
-	const stream = connect(t, sandbox, 'vm1', {INTERCEPTION_MODE: 'NONE'});
+	const stream = await reconnect(t, sandbox, {INTERCEPTION_MODE: 'NONE'});
 	const clusters = await fetchType(stream, typeUrl.cluster);
 	t.like(clusters['inbound|8080||'], {type: 'STATIC'});
 	t.regex(JSON.stringify(clusters['inbound|8080||']), /"address":"127\.0\.0\.1","port_value":8080/);
@@ -153,4 +159,23 @@ test('config › thousands of services are one cluster each, and one listener an
 	sandbox.addServices(10);
 	const next = await stream.next();
 	t.is((next['removed_resources'] as string[]).length, 1190);
+});
+
+test('config › services of a new entry come with the push that follows it, and with the first answers of later streams', async t => {
+	const sandbox = await start(t, {});
+	const stream = connect(t, sandbox);
+	t.false('inbound|8080||' in (await fetchType(stream, typeUrl.cluster)));
+	t.true('inbound|8080||' in (await fetchType(stream, typeUrl.cluster)));
+	t.true('inbound|8080||' in (await fetchType(connect(t, sandbox), typeUrl.cluster)));
+});
+
+test('config › while told to forget, the stream that makes an entry is never told of its own services', async t => {
+	const sandbox = await start(t, {});
+	sandbox.faults.forgetInbound(true);
+	const stream = connect(t, sandbox);
+	for (let push = 0; push < 3; push++) {
+		t.false('inbound|8080||' in (await fetchType(stream, typeUrl.cluster)));
+		sandbox.touchServices();
+	}
+	t.true('inbound|8080||' in (await fetchType(connect(t, sandbox), typeUrl.cluster)));
 });
