@@ -1,5 +1,6 @@
 import type {CaptureConfig} from '../config/index.ts';
 import type {PlanContext} from './context.ts';
+import {addSparedSources, addStrayRules} from './guard-rules.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
@@ -38,6 +39,7 @@ export function addEscapeGuard(
 			'a later connection between the same ports must not be taken for this one',
 		);
 	add(chain, 'guard.redirected', {isRewritten: true}, returns, 'goes to Envoy');
+	addSparedSources(add, context, config);
 	addSelection(add, family, config, context, guarding(isForgetful));
 }
 
@@ -201,15 +203,7 @@ function addDestinations(
 		if (familyOf(cidr) === family) add(chain, 'outbound.excluded-cidr', {destination: {is: cidr}}, returns, reason);
 	const capture = (id: string, match: Match, reason: string) => {
 		add(chain, id, {protocol: 'tcp', isSyn: true, ...match}, toMesh, why ?? reason);
-		// nat rules do not look at these at all, so bytes of a captured connection would leave as they are.
-		if (isGuard)
-			add(
-				chain,
-				`${id}-untracked`,
-				{protocol: 'tcp', isNoReset: true, state: ['invalid', 'untracked'], ...match},
-				{kind: 'drop'},
-				'belongs to no connection that is known, and is not redirected',
-			);
+		if (isGuard) addStrayRules(add, chain, id, match, config);
 	};
 	for (const ports of portGroups(config.outboundPorts))
 		capture('outbound.port', {destinationPort: {is: ports}}, 'these ports go through Envoy, whatever the destination');

@@ -105,6 +105,7 @@ function renderMatch(match: Match): string[] {
 	if (match.destination) parts.push(test(match.destination, address => `-d ${address}`));
 	if (match.protocol !== undefined) parts.push(`-p ${match.protocol}`);
 	if (match.destinationPort) parts.push(renderPorts(match.destinationPort));
+	if (match.sourcePort) parts.push(`-m multiport --sports ${match.sourcePort.join(',')}`);
 	if (match.isSyn) parts.push('--syn');
 	if (match.uid) parts.push(renderOwner('--uid-owner', match.uid));
 	if (match.gid) parts.push(renderOwner('--gid-owner', match.gid));
@@ -116,6 +117,8 @@ function renderMatch(match: Match): string[] {
 		parts.push(`-m addrtype ${match.isDestinationLocal ? '' : '! '}--dst-type LOCAL`);
 	if (match.isNoReset) parts.push('! --tcp-flags RST RST');
 	if (match.isRewritten) parts.push('-m conntrack --ctstate DNAT');
+	if (match.isOriginal) parts.push('-m conntrack --ctdir ORIGINAL');
+	if (match.isOwned) parts.push('-m owner --socket-exists');
 	return parts;
 }
 

@@ -105,15 +105,27 @@ export const comment = (id: string, reason: string): string =>
 
 function renderMatch(family: Family, match: Match): string[] {
 	const {protocol, inInterface, outInterface, source, destination, destinationPort, uid, gid, cgroup} = match;
-	const {mark, connectionMark, state, isDestinationLocal, isSyn, isNoReset, isRewritten} = match;
+	const {
+		mark,
+		connectionMark,
+		state,
+		isDestinationLocal,
+		isSyn,
+		isNoReset,
+		isRewritten,
+		isOwned,
+		isOriginal,
+		sourcePort,
+	} = match;
 	const parts: string[] = [];
 	if (inInterface !== undefined) parts.push(`iifname "${inInterface}"`);
 	if (outInterface !== undefined) parts.push(`oifname "${outInterface}"`);
-	if (protocol !== undefined && destinationPort === undefined && !isSyn && !isNoReset)
+	if (protocol !== undefined && !destinationPort && !sourcePort && !isSyn && !isNoReset)
 		parts.push(`meta l4proto ${protocol}`);
 	if (source) parts.push(`${family} saddr ${test(source, text => text)}`);
 	if (destination) parts.push(`${family} daddr ${test(destination, text => text)}`);
 	if (destinationPort) parts.push(`${protocol} dport ${test(destinationPort, list)}`);
+	if (sourcePort) parts.push(`${protocol} sport ${list(sourcePort)}`);
 	if (isSyn) parts.push('tcp flags & (syn | ack) == syn');
 	if (isNoReset) parts.push('tcp flags & rst == 0');
 	if (uid) parts.push(`meta skuid ${test(uid, list)}`);
@@ -124,6 +136,9 @@ function renderMatch(family: Family, match: Match): string[] {
 	if (state) parts.push(`ct state ${state.join(',')}`);
 	if (isDestinationLocal !== undefined) parts.push(`fib daddr type ${isDestinationLocal ? '' : '!= '}local`);
 	if (isRewritten) parts.push('ct status & dnat == dnat');
+	if (isOriginal) parts.push('ct direction original');
+	// Holds for every id there is, and does not for packets without an owner.
+	if (isOwned) parts.push('meta skuid != 4294967295');
 	return parts;
 }
 

@@ -38,6 +38,7 @@ export function describeMatch(match: Match): string {
 	if (match.source) parts.push(`from ${test(match.source, String)}`);
 	if (match.destination) parts.push(`to ${test(match.destination, String)}`);
 	if (match.destinationPort) parts.push(`port ${test(match.destinationPort, list)}`);
+	if (match.sourcePort) parts.push(`from port ${list(match.sourcePort)}`);
 	if (match.uid) parts.push(`user ${test(match.uid, list)}`);
 	if (match.gid) parts.push(`group ${test(match.gid, list)}`);
 	if (match.cgroup !== undefined) parts.push(`control group ${match.cgroup}`);
@@ -47,6 +48,8 @@ export function describeMatch(match: Match): string {
 	if (match.isSyn) parts.push('first packet');
 	if (match.isNoReset) parts.push('no reset');
 	if (match.isRewritten) parts.push('redirected');
+	if (match.isOriginal) parts.push('from the side that began');
+	if (match.isOwned) parts.push('socket open');
 	if (match.isDestinationLocal !== undefined)
 		parts.push(match.isDestinationLocal ? 'for this machine' : 'to be forwarded');
 	return parts.join(', ') || 'everything';

@@ -46,6 +46,8 @@ export interface Match {
 	readonly destination?: Test<string>;
 	/** At most 15, the limit of iptables' multiport. */
 	readonly destinationPort?: Test<readonly number[]>;
+	/** At most 15. */
+	readonly sourcePort?: readonly number[];
 	/** Owner of the socket. `is` has one id, as iptables takes no more. */
 	readonly uid?: Test<readonly number[]>;
 	readonly gid?: Test<readonly number[]>;
@@ -62,6 +64,10 @@ export interface Match {
 	readonly isNoReset?: boolean;
 	/** A rule has rewritten the destination of this connection: it was redirected. */
 	readonly isRewritten?: boolean;
+	/** A process still has the socket open. */
+	readonly isOwned?: boolean;
+	/** In the direction in which the connection was begun, as far as is known. */
+	readonly isOriginal?: boolean;
 }
 
 export type Verdict =

@@ -15,6 +15,7 @@ function listen({host, port}: Fields): Promise<Fields> {
 		socket.on('error', () => {});
 		socket.on('data', chunk => {
 			text += chunk.toString('latin1');
+			if (text.endsWith('reset\n')) socket.resetAndDestroy();
 			if (!text.endsWith('hi\n')) return;
 			const connection = {via: text.startsWith('PROXY ') ? 'envoy' : 'direct', peer: socket.remoteAddress, port};
 			seen.push(connection);
@@ -28,9 +29,14 @@ function listen({host, port}: Fields): Promise<Fields> {
 	});
 }
 
-function ask({host, port, from, hold, withinMs = 3000}: Fields): Promise<Fields> {
+function ask({host, port, from, fromPort, hold, say = 'hi', withinMs = 3000}: Fields): Promise<Fields> {
 	return new Promise(resolve => {
-		const socket = connect({host: String(host), port: Number(port), ...(from ? {localAddress: String(from)} : {})});
+		const socket = connect({
+			host: String(host),
+			port: Number(port),
+			...(from ? {localAddress: String(from)} : {}),
+			...(fromPort ? {localPort: Number(fromPort)} : {}),
+		});
 		let text = '';
 		const end = (answer: Fields) => {
 			if (hold && answer['via']) held.set(Number(hold), socket);
@@ -44,7 +50,7 @@ function ask({host, port, from, hold, withinMs = 3000}: Fields): Promise<Fields>
 			text += chunk.toString();
 			if (text.endsWith('\n')) end(JSON.parse(text) as Fields);
 		});
-		socket.write('hi\n');
+		socket.write(`${say}\n`);
 	});
 }
 

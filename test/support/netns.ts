@@ -218,7 +218,14 @@ export class Peer {
 	ask(
 		host: string,
 		port: number,
-		options: {readonly from?: string; readonly withinMs?: number; readonly hold?: number} = {},
+		options: {
+			readonly from?: string;
+			readonly fromPort?: number;
+			readonly withinMs?: number;
+			readonly hold?: number;
+			/** `reset`: the other end resets the connection. */
+			readonly say?: 'hi' | 'reset';
+		} = {},
 	): Promise<Answer> {
 		return this.send<Answer>('ask', {host, port, ...options});
 	}

@@ -146,3 +146,13 @@ test('nft › replaces everything of ours in one transaction, and every rule say
 	t.is(lines.length, plan.rules.length + 2);
 	t.true(lines.every(line => /counter .*comment "[ -~]{5,120}"$/.test(line)));
 });
+
+test('plan › connections from before the rules are ended only if the settings say so, and those of SSH never', t => {
+	const guard = (existingConnections: 'leave' | 'end') =>
+		idsOf(planCapture(settings({existingConnections}), host).rules, 'ip', 'filter_output');
+	t.false(guard('leave').some(id => id.endsWith('-older') || id === 'guard.answer'));
+	const ids = guard('end');
+	t.true(ids.includes('outbound.capture-older'));
+	t.true(ids.indexOf('guard.answer') < ids.indexOf('outbound.capture-older'));
+	t.true(ids.lastIndexOf('outbound.own') < ids.indexOf('outbound.capture-older'), "Envoy's own go on");
+});

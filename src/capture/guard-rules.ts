@@ -1,0 +1,45 @@
+import type {CaptureConfig} from '../config/index.ts';
+import type {PlanContext} from './context.ts';
+import {type Add, portGroups, returns} from './passes.ts';
+import type {Chain, Match} from './rules.ts';
+
+/**
+ * What the guard does with packets that begin nothing: they follow its rule for first packets, so whatever comes this
+ * far belongs to a connection that was never redirected, or to none that is known.
+ * @param match - further conditions under which capture would take the connection
+ */
+export function addStrayRules(add: Add, chain: Chain, id: string, match: Match, config: CaptureConfig): void {
+	// nat rules do not look at these at all, so bytes of a captured connection would leave as they are.
+	add(
+		chain,
+		`${id}-untracked`,
+		{protocol: 'tcp', isNoReset: true, state: ['invalid', 'untracked'], ...match},
+		{kind: 'drop'},
+		'belongs to no connection that is known, and is not redirected',
+	);
+	if (config.existingConnections === 'end')
+		add(
+			chain,
+			`${id}-older`,
+			// The last packets of a closed connection have no owner; Envoy's would be taken for the application's.
+			{protocol: 'tcp', isNoReset: true, isOwned: true, isOriginal: true, ...match},
+			{kind: 'reject'},
+			'from before the rules, or no longer known to connection tracking: ended, as the settings say',
+		);
+}
+
+/**
+ * When the kernel did not track connections before, or has forgotten them, the side that speaks next counts as the one
+ * that began: a session of SSH must not be ended as if it went out from here.
+ */
+export function addSparedSources(add: Add, {neverCaptured}: PlanContext, config: CaptureConfig): void {
+	if (config.existingConnections !== 'end') return;
+	for (const ports of portGroups(neverCaptured.map(({port}) => port)))
+		add(
+			'filter_output',
+			'guard.answer',
+			{protocol: 'tcp', sourcePort: ports},
+			returns,
+			'answers of SSH and of ports that are never captured',
+		);
+}
