@@ -90,6 +90,12 @@ export class FieldReader {
 		return this.buffer.subarray(this.valueStart, this.end);
 	}
 
+	/** Where the content of a `bytes` field lies in the buffer. */
+	range(): [start: number, end: number] {
+		this.#expect(bytes);
+		return [this.valueStart, this.end];
+	}
+
 	string(): string {
 		this.#expect(bytes);
 		return this.buffer.toString('utf8', this.valueStart, this.end);
@@ -183,8 +189,12 @@ export class FieldWriter {
 	}
 
 	strings(number: number, values: Iterable<string>): this {
-		for (const value of values) this.bytes(number, Buffer.from(value, 'utf8'));
-		return this;
+		// One chunk for all: there may be thousands, and each chunk is an object.
+		const all = [...values];
+		if (all.length === 0) return this;
+		const out = new MessageBuffer(all.reduce((sum, value) => sum + value.length + 8, 0));
+		for (const value of all) out.text(number, value);
+		return this.raw(out.finish());
 	}
 
 	/** Writes nothing for 0, as proto3 does. */
@@ -218,6 +228,60 @@ export class FieldWriter {
 		return Buffer.concat(this.#chunks, this.#length);
 	}
 }
+
+/** Builds one large message in one buffer, for when its parts are many and their sizes are known beforehand. */
+export class MessageBuffer {
+	#buffer: Buffer;
+	#length = 0;
+
+	/** @param expectedBytes - the room to begin with; more is made when it is not enough */
+	constructor(expectedBytes: number) {
+		this.#buffer = Buffer.allocUnsafeSlow(Math.max(expectedBytes, 64));
+	}
+
+	get length(): number {
+		return this.#length;
+	}
+
+	/** Tag and length of a `bytes` field; the caller appends the content. */
+	head(number: number, length: number): this {
+		this.#reserve(20);
+		this.#length = writeVarint(this.#buffer, number * 8 + bytes, this.#length);
+		this.#length = writeVarint(this.#buffer, length, this.#length);
+		return this;
+	}
+
+	bytes(number: number, value: Uint8Array): this {
+		this.head(number, value.length);
+		this.#reserve(value.length);
+		this.#buffer.set(value, this.#length);
+		this.#length += value.length;
+		return this;
+	}
+
+	/** @param length - of the text in UTF-8, if it is known */
+	text(number: number, value: string, length = Buffer.byteLength(value)): this {
+		this.head(number, length);
+		this.#reserve(length);
+		this.#length += this.#buffer.write(value, this.#length, 'utf8');
+		return this;
+	}
+
+	finish(): Buffer {
+		return this.#buffer.subarray(0, this.#length);
+	}
+
+	#reserve(size: number): void {
+		const needed = this.#length + size;
+		if (needed <= this.#buffer.length) return;
+		const larger = Buffer.allocUnsafeSlow(Math.max(needed, this.#buffer.length * 2));
+		this.#buffer.copy(larger, 0, 0, this.#length);
+		this.#buffer = larger;
+	}
+}
+
+/** Bytes that a `bytes` field with a number below 16 takes for this much content. */
+export const sizeOfBytes = (length: number): number => 1 + varintSize(length) + length;
 
 /** Bytes a varint of this value takes. */
 export function varintSize(value: number): number {

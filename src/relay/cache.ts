@@ -1,52 +1,64 @@
 import {hash} from 'node:crypto';
+import {setImmediate as nextTurn} from 'node:timers/promises';
 import {typeUrl} from '../proto/types.ts';
 import {FieldReader, WireError} from '../proto/wire.ts';
-import type {RawResource} from './envelope.ts';
-import type {Rewriter} from './rewrite.ts';
+import type {ResourceList} from './envelope.ts';
+import {type Place, type Slab, Store} from './store.ts';
 
-/** One resource as the control plane sent it. Never changed; a new content is a new object. */
-export class CachedResource {
+/** One resource as the control plane sent it. A new content is a new object, so two are the same only if their content is. */
+export class CachedResource implements Place {
 	readonly name: string;
-	/** The encoded Any. */
-	readonly any: Buffer;
-	#version: string | undefined;
-	#profile: string | undefined;
-	#rewritten: Buffer | undefined;
+	/** Of a cluster: the EDS name, when its endpoints are from EDS. */
+	readonly endpointName: string | undefined;
+	slab: Slab;
+	start: number;
+	end: number;
 
-	constructor(name: string, any: Buffer) {
+	constructor(name: string, {slab, start, end}: Place, endpointName: string | undefined) {
 		this.name = name;
-		this.any = any;
+		this.endpointName = endpointName;
+		this.slab = slab;
+		this.start = start;
+		this.end = end;
 	}
 
-	/**
-	 * Hash of the content, so that it is the same after a restart of this agent and of the control plane (which
-	 * numbers everything anew), and a returning Envoy is sent only what changed.
-	 */
-	versionFor(rewriter: Rewriter): string {
-		this.#version ??= hash('sha256', this.any, 'base64').slice(0, 16);
-		return rewriter.profile === '' ? this.#version : `${this.#version}.${rewriter.profile}`;
+	/** The encoded Any, shared with others' memory: not to be kept. */
+	get any(): Buffer {
+		return this.slab.bytes.subarray(this.start, this.end);
 	}
 
-	/** The Any as this Envoy can take it; worked out once. */
-	bytesFor(rewriter: Rewriter, url: string): Buffer {
-		if (rewriter.profile === '') return this.any;
-		if (this.#profile !== rewriter.profile) {
-			this.#profile = rewriter.profile;
-			this.#rewritten = rewriter.rewrite(url, this.name, this.any);
-		}
-		return this.#rewritten!;
+	get size(): number {
+		return this.end - this.start;
 	}
+}
+
+/**
+ * Hash of the content, so that it is the same after a restart of this agent and of the control plane (which numbers
+ * everything anew), and a returning Envoy is sent only what changed. Not kept: it is needed once for each Envoy.
+ * @param profile - of the rewriter that makes what Envoy gets; '' when nothing is rewritten
+ */
+export function versionOf(any: Buffer, profile: string): string {
+	const version = hash('sha256', any, 'base64').slice(0, 16);
+	return profile === '' ? version : `${version}.${profile}`;
 }
 
 /** What changed in one type by one answer of the control plane. */
 export interface Change {
-	readonly changed: readonly string[];
-	readonly removed: readonly string[];
+	readonly changed: readonly CachedResource[];
+	readonly removed: readonly CachedResource[];
 }
+
+/** Resources taken in before other work gets a turn: about a millisecond's worth. */
+const resourcesPerTurn = 500;
 
 /** All resources of one type. */
 export class TypeCache {
-	readonly resources = new Map<string, CachedResource>();
+	readonly #resources = new Map<string, CachedResource>();
+	readonly #store: Store;
+	readonly #isClusters: boolean;
+	/** The name, as one string for all who keep it. */
+	readonly #intern: (name: string) => string;
+	#bytes = 0;
 	/**
 	 * For wildcard types: whether a whole state has been received since this agent started. Until then nothing may be
 	 * concluded from what is missing: an agent that started empty and told Envoy to remove the rest would wipe its
@@ -54,47 +66,101 @@ export class TypeCache {
 	 */
 	isComplete = false;
 
-	/** Takes in an answer. `isWhole`: resources that are not in it are gone. */
-	apply(resources: readonly RawResource[], removed: readonly string[], isWhole: boolean, messageBytes: number): Change {
-		const changed: RawResource[] = [];
-		let changedBytes = 0;
-		for (const resource of resources) {
-			if (this.resources.get(resource.name)?.any.equals(resource.any)) continue;
-			changed.push(resource);
-			changedBytes += resource.any.length;
-		}
-		// A few slices would keep the whole message they came in alive; then their bytes are copied out of it.
-		const isCopied = changedBytes * 2 < messageBytes;
-		for (const {name, any} of changed)
-			this.resources.set(name, new CachedResource(name, isCopied ? Buffer.from(any) : any));
+	constructor(store: Store, isClusters: boolean, intern: (name: string) => string) {
+		this.#store = store;
+		this.#isClusters = isClusters;
+		this.#intern = intern;
+	}
 
-		const gone = removed.filter(name => this.resources.delete(name));
-		if (isWhole) {
-			const kept = new Set(resources.map(({name}) => name));
-			for (const name of this.resources.keys()) {
-				if (kept.has(name)) continue;
-				this.resources.delete(name);
-				gone.push(name);
-			}
-			this.isComplete = true;
-		}
-		return {changed: changed.map(({name}) => name), removed: gone};
+	get resources(): ReadonlyMap<string, CachedResource> {
+		return this.#resources;
 	}
 
 	get sizeBytes(): number {
-		let sum = 0;
-		for (const {any} of this.resources.values()) sum += any.length;
-		return sum;
+		return this.#bytes;
+	}
+
+	/**
+	 * Takes in an answer, letting other work in between. `isWhole`: resources that are not in it are gone.
+	 * Two at once would mix; the caller waits for one before the next.
+	 */
+	async apply(list: ResourceList, removed: readonly string[], isWhole: boolean): Promise<Change> {
+		const changed = await this.#take(list);
+		const gone: CachedResource[] = [];
+		const drop = (name: string) => {
+			const resource = this.delete(name);
+			if (resource) gone.push(resource);
+		};
+		for (const name of removed) drop(name);
+		if (isWhole) {
+			const kept = new Set(list.names);
+			for (const name of this.#resources.keys()) if (!kept.has(name)) drop(name);
+			this.isComplete = true;
+		}
+		return {changed, removed: gone};
+	}
+
+	delete(name: string): CachedResource | undefined {
+		const resource = this.#resources.get(name);
+		if (!resource) return undefined;
+		this.#resources.delete(name);
+		this.#forget(resource);
+		return resource;
+	}
+
+	async #take(list: ResourceList): Promise<CachedResource[]> {
+		const {message, names, starts, ends} = list;
+		const news: number[] = [];
+		let newBytes = 0;
+		for (let i = 0; i < names.length; i++) {
+			if (i % resourcesPerTurn === resourcesPerTurn - 1) await nextTurn();
+			const known = this.#resources.get(names[i]!);
+			if (known && isSame(known, message, starts[i]!, ends[i]!)) continue;
+			news.push(i);
+			newBytes += ends[i]! - starts[i]!;
+		}
+		const adopted = this.#store.adopt(message, newBytes);
+		const changed: CachedResource[] = [];
+		for (const i of news) {
+			if (changed.length % resourcesPerTurn === resourcesPerTurn - 1) await nextTurn();
+			const [start, end] = [starts[i]!, ends[i]!];
+			const place = adopted ? this.#store.use(adopted, start, end) : this.#store.put(message, start, end);
+			changed.push(this.#set(names[i]!, place));
+		}
+		return changed;
+	}
+
+	#set(name: string, place: Place): CachedResource {
+		const old = this.#resources.get(name);
+		const own = old?.name ?? this.#intern(name);
+		const resource = new CachedResource(own, place, this.#isClusters ? readEndpointName(own, place) : undefined);
+		this.#resources.set(own, resource);
+		this.#bytes += resource.size;
+		if (old) this.#forget(old);
+		return resource;
+	}
+
+	#forget(resource: CachedResource): void {
+		this.#bytes -= resource.size;
+		this.#store.free(resource);
 	}
 }
 
+function isSame({slab, start, end}: CachedResource, message: Buffer, from: number, to: number): boolean {
+	return end - start === to - from && slab.bytes.compare(message, from, to, start, end) === 0;
+}
+
 export class Cache {
+	readonly #store = new Store();
 	readonly #types = new Map<string, TypeCache>();
 
 	type(url: string): TypeCache {
 		let cache = this.#types.get(url);
 		if (!cache) {
-			cache = new TypeCache();
+			// istiod names endpoints after their cluster.
+			const clusters = url === typeUrl.endpoint ? this.type(typeUrl.cluster) : undefined;
+			const intern = (name: string) => clusters?.resources.get(name)?.endpointName ?? name;
+			cache = new TypeCache(this.#store, url === typeUrl.cluster, intern);
 			this.#types.set(url, cache);
 		}
 		return cache;
@@ -106,38 +172,57 @@ export class Cache {
 
 	/** The EDS name of a cluster we hold; undefined when its endpoints are not from EDS, or when it cannot be read. */
 	endpointName(cluster: string): string | undefined {
-		const resource = this.type(typeUrl.cluster).resources.get(cluster);
-		try {
-			return resource && endpointNameOf(resource);
-		} catch (error) {
-			// Envoy will say better what is wrong with it.
-			if (error instanceof WireError) return undefined;
-			throw error;
-		}
+		return this.type(typeUrl.cluster).resources.get(cluster)?.endpointName;
 	}
 
 	get isComplete(): boolean {
 		return this.type(typeUrl.cluster).isComplete && this.type(typeUrl.listener).isComplete;
 	}
+
+	/** Bytes kept for resources, with what is lost between them. */
+	get heldBytes(): number {
+		return this.#store.heldBytes;
+	}
+
+	/** Gives back what many small changes have left half empty. */
+	tidy(): void {
+		if (this.#store.isWasteful) this.#store.compact(this.#all());
+	}
+
+	*#all(): Generator<CachedResource> {
+		for (const type of this.#types.values()) yield* type.resources.values();
+	}
 }
 
 const discoveryTypeEds = 3;
+
+function readEndpointName(name: string, {slab, start, end}: Place): string | undefined {
+	try {
+		return endpointNameOf(name, new FieldReader(slab.bytes, start, end));
+	} catch (error) {
+		// Envoy will say better what is wrong with it.
+		if (error instanceof WireError) return undefined;
+		throw error;
+	}
+}
 
 /**
  * The EDS name of a cluster, or undefined when its endpoints are not from EDS. Cluster: name 1, type 2 (EDS = 3),
  * eds_cluster_config 3 {service_name 2}. @throws WireError
  */
-export function endpointNameOf({name, any}: RawResource): string | undefined {
+export function endpointNameOf(name: string, any: FieldReader): string | undefined {
 	let isEds = false;
 	let serviceName = '';
-	for (const field = new FieldReader(any); field.next(); ) {
-		if (field.number !== 2) continue;
-		for (const cluster = field.message(); cluster.next(); ) {
+	while (any.next()) {
+		if (any.number !== 2) continue;
+		for (const cluster = any.message(); cluster.next(); ) {
 			if (cluster.number === 2) isEds = cluster.uint() === discoveryTypeEds;
 			else if (cluster.number === 3) {
 				for (const eds = cluster.message(); eds.next(); ) if (eds.number === 2) serviceName = eds.string();
 			}
 		}
 	}
-	return isEds ? serviceName || name : undefined;
+	if (!isEds) return undefined;
+	// Mostly the same text: one string then.
+	return serviceName === '' || serviceName === name ? name : serviceName;
 }

@@ -1,21 +1,42 @@
-import {FieldReader, FieldWriter} from '../proto/wire.ts';
+import {FieldReader, FieldWriter, MessageBuffer, sizeOfBytes} from '../proto/wire.ts';
 
 /**
  * The xDS envelopes, read and written by hand: everything inside stays bytes. Field numbers from
  * envoy/service/discovery/v3/discovery.proto.
  */
 
-/** A resource as it came: its name and the encoded `google.protobuf.Any`. */
-export interface RawResource {
-	readonly name: string;
-	readonly any: Buffer;
+/** Resources of one answer: names, and where each one's encoded `google.protobuf.Any` lies in the message. */
+export class ResourceList {
+	readonly message: Buffer;
+	readonly names: string[] = [];
+	readonly starts: number[] = [];
+	readonly ends: number[] = [];
+
+	constructor(message: Buffer) {
+		this.message = message;
+	}
+
+	get length(): number {
+		return this.names.length;
+	}
+
+	/** Shared with the message. */
+	any(index: number): Buffer {
+		return this.message.subarray(this.starts[index], this.ends[index]);
+	}
+
+	add(name: string, start: number, end: number): void {
+		this.names.push(name);
+		this.starts.push(start);
+		this.ends.push(end);
+	}
 }
 
 export interface Response {
 	readonly typeUrl: string;
 	readonly nonce: string;
 	readonly version: string;
-	readonly resources: readonly RawResource[];
+	readonly resources: ResourceList;
 	/** Delta only. */
 	readonly removed: readonly string[];
 }
@@ -45,11 +66,11 @@ export interface Request {
 /** DeltaDiscoveryResponse: system_version_info 1, resources 2, type_url 4, nonce 5, removed_resources 6. @throws WireError */
 export function parseDeltaResponse(message: Buffer): Response {
 	let [typeUrl, nonce, version] = ['', '', ''];
-	const resources: RawResource[] = [];
+	const resources = new ResourceList(message);
 	const removed: string[] = [];
 	for (const field = new FieldReader(message); field.next(); ) {
 		if (field.number === 1) version = field.string();
-		else if (field.number === 2) resources.push(parseResource(field.message()));
+		else if (field.number === 2) addResource(resources, field.message());
 		else if (field.number === 4) typeUrl = field.string();
 		else if (field.number === 5) nonce = field.string();
 		else if (field.number === 6) removed.push(field.string());
@@ -57,28 +78,29 @@ export function parseDeltaResponse(message: Buffer): Response {
 	return {typeUrl, nonce, version, resources, removed};
 }
 
-const noBytes: Buffer = Buffer.alloc(0);
-
 /** Resource: version 1, resource 2 (Any), name 3. */
-function parseResource(field: FieldReader): RawResource {
+function addResource(list: ResourceList, field: FieldReader): void {
 	let name = '';
-	let any: Buffer = noBytes;
+	let start = field.start;
+	let end = start;
 	while (field.next()) {
-		if (field.number === 2) any = field.bytes();
-		else if (field.number === 3) name = field.string();
+		if (field.number === 2) {
+			[start, end] = field.range();
+		} else if (field.number === 3) name = field.string();
 	}
-	return {name, any};
+	list.add(name, start, end);
 }
 
 /** DiscoveryResponse: version_info 1, resources 2 (Any), type_url 4, nonce 5. Names are read from the bodies. @throws WireError */
 export function parseSotwResponse(message: Buffer): Response {
 	let [typeUrl, nonce, version] = ['', '', ''];
-	const resources: RawResource[] = [];
+	const resources = new ResourceList(message);
 	for (const field = new FieldReader(message); field.next(); ) {
 		if (field.number === 1) version = field.string();
 		else if (field.number === 2) {
-			const any = field.bytes();
-			resources.push({name: nameInside(any), any});
+			const any = field.message();
+			const [start, end] = field.range();
+			resources.add(nameInside(any), start, end);
 		} else if (field.number === 4) typeUrl = field.string();
 		else if (field.number === 5) nonce = field.string();
 	}
@@ -86,8 +108,8 @@ export function parseSotwResponse(message: Buffer): Response {
 }
 
 /** Every Envoy resource keeps its name in field 1 of its body (Cluster, Listener, RouteConfiguration, ClusterLoadAssignment, Secret, TypedExtensionConfig). */
-function nameInside(any: Buffer): string {
-	for (const field = new FieldReader(any); field.next(); ) {
+function nameInside(field: FieldReader): string {
+	while (field.next()) {
 		if (field.number !== 2) continue;
 		for (const body = field.message(); body.next(); ) {
 			if (body.number === 1) return body.type === 2 ? body.string() : '';
@@ -196,28 +218,51 @@ function appendStatus(writer: FieldWriter, number: number, {code, message}: Erro
 	writer.message(number, status => status.uint(1, code).string(2, message));
 }
 
-/** Builds a DeltaDiscoveryResponse resource by resource, so that the caller can pause between them. */
-export class DeltaResponseBuilder {
-	readonly #writer = new FieldWriter();
-
-	add(name: string, version: string, any: Buffer): void {
-		this.#writer.append(2, new FieldWriter().string(1, version).bytes(2, any).string(3, name));
-	}
-
-	finish(typeUrl: string, nonce: string, removed: Iterable<string>): Buffer {
-		return this.#writer.string(4, typeUrl).string(5, nonce).strings(6, removed).finish();
-	}
+/** An answer to Envoy, built resource by resource so that the caller can pause between them. */
+export interface AnswerBuilder {
+	/** Bytes so far. */
+	readonly length: number;
+	add(name: string, version: string, any: Uint8Array): void;
+	/** @param removed - delta only; state of the world says so by leaving them out */
+	finish(typeUrl: string, nonce: string, removed: Iterable<string>): Buffer;
 }
 
-/** Builds a DiscoveryResponse in the same way. */
-export class SotwResponseBuilder {
-	readonly #writer = new FieldWriter();
+/** What an answer's resource takes besides its Any and its name: tags, lengths, the version. */
+const overheadBytes = 64;
 
-	add(any: Buffer): void {
-		this.#writer.bytes(2, any);
-	}
+/** DeltaDiscoveryResponse. @param expected - what will be added, to have the room at once */
+export function buildDelta(expected: {
+	readonly anyBytes: number;
+	readonly count: number;
+	readonly nameBytes: number;
+}): AnswerBuilder {
+	const out = new MessageBuffer(expected.anyBytes + expected.nameBytes + (expected.count + 4) * overheadBytes);
+	return {
+		get length() {
+			return out.length;
+		},
+		add(name, version, any) {
+			const nameBytes = Buffer.byteLength(name);
+			const versionBytes = Buffer.byteLength(version);
+			out.head(2, sizeOfBytes(versionBytes) + sizeOfBytes(any.length) + sizeOfBytes(nameBytes));
+			out.text(1, version, versionBytes).bytes(2, any).text(3, name, nameBytes);
+		},
+		finish(typeUrl, nonce, removed) {
+			out.text(4, typeUrl).text(5, nonce);
+			for (const name of removed) out.text(6, name);
+			return out.finish();
+		},
+	};
+}
 
-	finish(typeUrl: string, nonce: string, version: string): Buffer {
-		return this.#writer.string(1, version).string(4, typeUrl).string(5, nonce).finish();
-	}
+/** DiscoveryResponse, with its nonce as version. */
+export function buildSotw(expected: {readonly anyBytes: number; readonly count: number}): AnswerBuilder {
+	const out = new MessageBuffer(expected.anyBytes + (expected.count + 4) * overheadBytes);
+	return {
+		get length() {
+			return out.length;
+		},
+		add: (_name, _version, any) => void out.bytes(2, any),
+		finish: (typeUrl, nonce) => out.text(1, nonce).text(4, typeUrl).text(5, nonce).finish(),
+	};
 }

@@ -5,8 +5,8 @@ import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {shortType, typeUrl} from '../proto/types.ts';
 import {FieldReader} from '../proto/wire.ts';
-import {Cache} from './cache.ts';
-import type {ErrorDetail, RawResource, Response} from './envelope.ts';
+import {Cache, type Change} from './cache.ts';
+import type {ErrorDetail, Response} from './envelope.ts';
 import type {Removal} from './rewrite.ts';
 import {type DownstreamProtocol, Session} from './session.ts';
 import {type HealthReport, Upstream, type UpstreamDeps, type UpstreamStatus} from './upstream.ts';
@@ -87,7 +87,7 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type');
 	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result');
-	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held', cacheBytes);
+	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held', () => cache.heldBytes);
 	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers', () =>
 		upstream.status().state === 'connected' ? 1 : 0,
 	);
@@ -113,7 +113,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		notify();
 	}
 
-	function receive(response: Response, isWhole: boolean, messageBytes: number): void {
+	async function receive(response: Response, isWhole: boolean): Promise<void> {
 		const url = response.typeUrl;
 		answers({type: shortType(url)});
 		if (url === typeUrl.nameTable || url === typeUrl.proxyConfig) {
@@ -122,36 +122,31 @@ export function startRelay(deps: RelayDeps): Relay {
 		}
 		deps.onResponse?.(response, isWhole);
 		const wasComplete = cache.isComplete;
-		const before = url === typeUrl.cluster ? response.removed.map(name => cache.endpointName(name)) : [];
-		const change = cache.type(url).apply(response.resources, response.removed, isWhole, messageBytes);
-		if (url === typeUrl.cluster) followEndpoints(change.changed, before);
+		const type = cache.type(url);
+		const change = await type.apply(response.resources, response.removed, isWhole);
+		cache.tidy();
+		if (url === typeUrl.cluster) followEndpoints(change);
 		pending.set(url, response.nonce);
 		let isConcerned = false;
-		for (const session of sessions) {
-			if (session.update(url, change, cache.type(url).isComplete)) isConcerned = true;
-		}
+		for (const session of sessions) if (session.update(url, change, type.isComplete)) isConcerned = true;
 		if (!isConcerned) answered(url, response.nonce, undefined);
 		if (!wasComplete && cache.isComplete) updateGate();
 	}
 
 	/** Endpoints are asked for as soon as their cluster is known: it saves Envoy a round trip, and they are here when it returns. */
-	function followEndpoints(changed: readonly string[], gone: readonly (string | undefined)[]): void {
+	function followEndpoints({changed, removed}: Change): void {
 		const names = new Set<string>();
-		for (const cluster of changed) {
-			const name = cache.endpointName(cluster);
-			if (name !== undefined) names.add(name);
-		}
+		for (const {endpointName} of changed) if (endpointName !== undefined) names.add(endpointName);
 		if (names.size > 0) upstream.subscribe(typeUrl.endpoint, names);
-		const unused = gone.filter(name => name !== undefined && !names.has(name)) as string[];
+		const unused = removed.flatMap(({endpointName}) => endpointName ?? []).filter(name => !names.has(name));
 		forget(typeUrl.endpoint, unused);
 	}
 
 	/** Types that end here: the name table and the mesh's ProxyConfig. An empty answer is neither used nor acknowledged, as istiod expects. */
 	function consume({typeUrl: url, nonce, resources}: Response): void {
-		const [first] = resources;
-		if (!first) return;
+		if (resources.length === 0) return;
 		try {
-			const body = bodyOf(first);
+			const body = bodyOf(resources.any(0));
 			if (url === typeUrl.nameTable) deps.onNameTable?.(body);
 			else deps.onTrustBundle?.(parseTrustBundle(body));
 			upstream.acknowledge(url, nonce);
@@ -172,10 +167,10 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	/** Names nobody needs any more. */
 	function forget(url: string, names: readonly string[]): void {
-		const unused = names.filter(name => ![...sessions].some(session => session.subscribedTo(url).has(name)));
+		const unused = names.filter(name => ![...sessions].some(session => session.isSubscribed(url, name)));
 		if (unused.length === 0) return;
 		upstream.unsubscribe(url, unused);
-		for (const name of unused) cache.type(url).resources.delete(name);
+		for (const name of unused) cache.type(url).delete(name);
 	}
 
 	function accept(call: ServerDuplexStream<Buffer, Buffer>, protocol: DownstreamProtocol): void {
@@ -227,10 +222,8 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	function heldEndpoints(): ReadonlySet<string> {
 		const held = new Set<string>();
-		for (const cluster of cache.type(typeUrl.cluster).resources.keys()) {
-			const name = cache.endpointName(cluster);
-			if (name !== undefined) held.add(name);
-		}
+		for (const {endpointName} of cache.type(typeUrl.cluster).resources.values())
+			if (endpointName !== undefined) held.add(endpointName);
 		return held;
 	}
 
@@ -255,12 +248,6 @@ export function startRelay(deps: RelayDeps): Relay {
 				// An Envoy came, or we are leaving anyway.
 			},
 		);
-	}
-
-	function cacheBytes(): number {
-		let sum = 0;
-		for (const [, type] of cache.types()) sum += type.sizeBytes;
-		return sum;
 	}
 
 	updateGate();
@@ -289,7 +276,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			upstream: upstream.status(),
 			sessions: sessions.size,
 			resources: Object.fromEntries([...cache.types()].map(([url, type]) => [shortType(url), type.resources.size])),
-			cacheBytes: cacheBytes(),
+			cacheBytes: cache.heldBytes,
 			rejections: [...rejections.values()],
 			removals: [...removals.values()],
 		}),
@@ -322,7 +309,7 @@ const adsDefinition: ServiceDefinition = {
 };
 
 /** Any: value 2. */
-function bodyOf({any}: RawResource): Buffer {
+function bodyOf(any: Buffer): Buffer {
 	for (const field = new FieldReader(any); field.next(); ) if (field.number === 2) return field.bytes();
 	return Buffer.alloc(0);
 }

@@ -2,14 +2,15 @@ import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {ServerDuplexStream} from '@grpc/grpc-js';
 import type {Logger} from '../log.ts';
 import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
-import type {Cache, CachedResource, Change} from './cache.ts';
+import {type Cache, type CachedResource, type Change, versionOf} from './cache.ts';
 import {
-	DeltaResponseBuilder,
+	type AnswerBuilder,
+	buildDelta,
+	buildSotw,
 	type ErrorDetail,
 	parseDeltaRequest,
 	parseSotwRequest,
 	type Request,
-	SotwResponseBuilder,
 } from './envelope.ts';
 import {parseNodeExtensions} from './extensions.ts';
 import {createRewriter, type Removal, type Rewriter} from './rewrite.ts';
@@ -36,19 +37,23 @@ export interface SessionDeps extends SessionEvents {
 	readonly log: Logger;
 }
 
+/**
+ * What Envoy holds of a resource: the very one we sent; the version it came with, if it was sent by another agent or on
+ * another stream; undefined when it has asked for the name and got nothing yet.
+ */
+type Held = CachedResource | string | undefined;
+
 interface TypeState {
-	/** Names asked for; meaningless for wildcard types. */
-	readonly subscribed: Set<string>;
+	/** Of types asked for by name, its keys are the names asked for. */
+	readonly held: Map<string, Held>;
 	readonly isWildcard: boolean;
-	/** What Envoy holds of us: name → version. */
-	readonly sent: Map<string, string>;
 	/** Names to look at again. */
-	readonly dirty: Set<string>;
+	dirty: Set<string>;
 	/**
 	 * Of types asked for by name: what the control plane said is gone. A name merely absent from the cache may not
 	 * have been fetched yet.
 	 */
-	readonly gone: Set<string>;
+	gone: Set<string>;
 	/** Everything is to be looked at, as after a (re)connect. */
 	isAllDirty: boolean;
 	/** Whether anything was answered on this stream: Envoy waits for the first answer even if it is empty. */
@@ -93,9 +98,10 @@ export class Session {
 		return this.#types.has(url);
 	}
 
-	/** Names of a type Envoy has asked for by name. */
-	subscribedTo(url: string): ReadonlySet<string> {
-		return this.#types.get(url)?.subscribed ?? new Set();
+	/** Whether Envoy has asked for this name, of a type that is asked for by name. */
+	isSubscribed(url: string, name: string): boolean {
+		const state = this.#types.get(url);
+		return state !== undefined && !state.isWildcard && state.held.has(name);
 	}
 
 	/**
@@ -110,14 +116,15 @@ export class Session {
 			return true;
 		}
 		let isConcerned = false;
-		for (const name of changed) {
-			if (!state.isWildcard && !state.subscribed.has(name)) continue;
+		for (const {name} of changed) {
+			if (!isWanted(state, name)) continue;
 			state.dirty.add(name);
 			state.gone.delete(name);
 			isConcerned = true;
 		}
-		for (const name of removed) {
-			if (!state.sent.has(name)) continue;
+		for (const {name} of removed) {
+			// Held or not: it may be in the answer that is being made.
+			if (!isWanted(state, name)) continue;
 			state.dirty.add(name);
 			state.gone.add(name);
 			isConcerned = true;
@@ -163,21 +170,24 @@ export class Session {
 	#createType({typeUrl: url, subscribe, initialVersions}: Request): TypeState {
 		const isWildcard = isWildcardType(url) && (subscribe.length === 0 || subscribe.includes('*'));
 		const state: TypeState = {
-			subscribed: new Set(),
+			held: new Map(),
 			isWildcard,
-			sent: new Map(initialVersions),
 			dirty: new Set(),
 			gone: new Set(),
 			isAllDirty: isWildcard,
 			hasAnswered: false,
 			outstanding: undefined,
 		};
-		if (url === typeUrl.endpoint) {
-			for (const name of this.#owedEndpoints) state.sent.delete(name);
-			this.#owedEndpoints.clear();
-		}
+		if (isWildcard) for (const [name, version] of initialVersions) state.held.set(this.#intern(url, name), version);
 		this.#types.set(url, state);
 		return state;
+	}
+
+	/** The cache's own string for a name, so that thousands are not kept twice. */
+	#intern(url: string, name: string): string {
+		const {cache} = this.#deps;
+		const known = cache.type(url).resources.get(name)?.name;
+		return known ?? (url === typeUrl.endpoint ? (cache.endpointName(name) ?? name) : name);
 	}
 
 	/** ACK or NACK of our latest answer; an older nonce is stale and means nothing (xDS protocol, "nonces"). */
@@ -190,20 +200,20 @@ export class Session {
 		this.#deps.onAnswered(url, outstanding.upstreamNonce, error);
 	}
 
-	#subscribeDelta({typeUrl: url, subscribe, unsubscribe}: Request, state: TypeState): void {
+	#subscribeDelta({typeUrl: url, subscribe, unsubscribe, initialVersions}: Request, state: TypeState): void {
 		if (state.isWildcard) return;
 		for (const name of subscribe) {
-			state.subscribed.add(name);
+			if (!state.held.has(name)) {
+				const isOwed = url === typeUrl.endpoint && this.#owedEndpoints.has(name);
+				state.held.set(this.#intern(url, name), isOwed ? undefined : initialVersions.get(name));
+			}
 			// Asked again means "I no longer have it" (xDS: subscribing to a name one is subscribed to resends it).
-			if (state.hasAnswered) state.sent.delete(name);
+			else if (state.hasAnswered) state.held.set(name, undefined);
 			state.dirty.add(name);
 		}
-		for (const name of unsubscribe) {
-			state.subscribed.delete(name);
-			// Envoy has dropped it; a later subscription must be answered in full.
-			state.sent.delete(name);
-			state.dirty.delete(name);
-		}
+		if (url === typeUrl.endpoint) this.#owedEndpoints.clear();
+		// What Envoy has dropped must be answered in full if it is asked for later.
+		for (const name of unsubscribe) forget(state, name);
 		if (subscribe.length > 0) this.#deps.onSubscribe(url, subscribe);
 		if (unsubscribe.length > 0) this.#deps.onUnsubscribe(url, unsubscribe);
 	}
@@ -211,17 +221,13 @@ export class Session {
 	#subscribeSotw({typeUrl: url, subscribe}: Request, state: TypeState): void {
 		if (state.isWildcard) return;
 		const wanted = new Set(subscribe);
-		const added = subscribe.filter(name => !state.subscribed.has(name));
-		const dropped = [...state.subscribed].filter(name => !wanted.has(name));
+		const added = subscribe.filter(name => !state.held.has(name));
+		const dropped = [...state.held.keys()].filter(name => !wanted.has(name));
 		for (const name of added) {
-			state.subscribed.add(name);
+			state.held.set(this.#intern(url, name), undefined);
 			state.dirty.add(name);
 		}
-		for (const name of dropped) {
-			state.subscribed.delete(name);
-			state.sent.delete(name);
-			state.dirty.delete(name);
-		}
+		for (const name of dropped) forget(state, name);
 		if (added.length > 0) this.#deps.onSubscribe(url, added);
 		if (dropped.length > 0) this.#deps.onUnsubscribe(url, dropped);
 	}
@@ -231,15 +237,14 @@ export class Session {
 	 * it warms for as long as its `initial_fetch_timeout` says, and istiod says for ever. To be called when the change
 	 * is sent: endpoints that reach Envoy before it are not what the new cluster waits for.
 	 */
-	#oweEndpoints(clusters: readonly string[]): void {
+	#oweEndpoints(clusters: readonly CachedResource[]): void {
 		const endpoints = this.#types.get(typeUrl.endpoint);
-		for (const cluster of clusters) {
-			const name = this.#deps.cache.endpointName(cluster);
-			if (name === undefined) continue;
-			if (!endpoints) this.#owedEndpoints.add(name);
-			else if (endpoints.subscribed.has(name)) {
-				endpoints.sent.delete(name);
-				endpoints.dirty.add(name);
+		for (const {endpointName} of clusters) {
+			if (endpointName === undefined) continue;
+			if (!endpoints) this.#owedEndpoints.add(endpointName);
+			else if (endpoints.held.has(endpointName)) {
+				endpoints.held.set(endpointName, undefined);
+				endpoints.dirty.add(endpointName);
 			}
 		}
 	}
@@ -281,74 +286,117 @@ export class Session {
 	}
 
 	async #send(url: string, state: TypeState): Promise<void> {
-		const {cache, upstreamNonce} = this.#deps;
-		const resources = cache.type(url).resources;
-		const rewriter = this.#rewriter!;
+		const {upstreamNonce, call, log} = this.#deps;
 		const coveredNonce = upstreamNonce(url);
-		const names = state.isAllDirty ? new Set([...resources.keys(), ...state.sent.keys()]) : new Set(state.dirty);
 		const isAll = state.isAllDirty;
+		const names = isAll ? this.#everyName(url, state) : state.dirty;
 		state.isAllDirty = false;
-		state.dirty.clear();
+		state.dirty = new Set();
 
-		const updates: [CachedResource, string][] = [];
-		const removed: string[] = [];
-		let count = 0;
-		for (const name of names) {
-			if (++count % resourcesPerTurn === 0) await nextTurn();
-			const resource = resources.get(name);
-			if (resource) {
-				const version = resource.versionFor(rewriter);
-				if (state.sent.get(name) !== version) updates.push([resource, version]);
-				// Also here, so that the work of rewriting is spread over turns.
-				resource.bytesFor(rewriter, url);
-			} else if (state.sent.has(name) && (state.isWildcard || state.gone.has(name))) removed.push(name);
-		}
-		state.gone.clear();
+		const {answer, sent, replaced, removed} = await this.#compose(url, state, names);
 		if (this.#isClosed) return;
 		const isOwed = state.isWildcard && !state.hasAnswered;
-		if (updates.length === 0 && removed.length === 0 && !isOwed) {
+		if (sent === 0 && removed.length === 0 && !isOwed) {
 			this.#deps.onAnswered(url, coveredNonce, undefined);
 			return;
 		}
 		const nonce = String(++this.#nonce);
-		const message =
-			this.#deps.protocol === 'delta'
-				? this.#buildDelta(url, nonce, updates, removed)
-				: this.#buildSotw(url, nonce, state, updates);
-		if (url === typeUrl.cluster)
-			this.#oweEndpoints(updates.map(([{name}]) => name).filter(name => state.sent.has(name)));
-		for (const [resource, version] of updates) state.sent.set(resource.name, version);
-		for (const name of removed) state.sent.delete(name);
+		const message = answer.finish(url, nonce, removed);
+		if (url === typeUrl.cluster) this.#oweEndpoints(replaced);
 		state.outstanding = {nonce, upstreamNonce: coveredNonce};
 		state.hasAnswered = true;
-		this.#deps.log.debug(
-			{type: shortType(url), sent: updates.length, removed: removed.length, all: isAll, bytes: message.length},
+		log.debug(
+			{type: shortType(url), sent, removed: removed.length, all: isAll, bytes: message.length},
 			'sent to envoy',
 		);
-		this.#isBlocked = !this.#deps.call.write(message);
+		this.#isBlocked = !call.write(message);
 	}
 
-	#buildDelta(
+	#everyName(url: string, state: TypeState): string[] {
+		const {resources} = this.#deps.cache.type(url);
+		const names = [...resources.keys()];
+		for (const name of state.held.keys()) if (!resources.has(name)) names.push(name);
+		return names;
+	}
+
+	/**
+	 * Puts what differs into an answer, resource by resource, letting other work in between. What changes meanwhile
+	 * is marked dirty again, and so comes with the next answer.
+	 */
+	async #compose(
 		url: string,
-		nonce: string,
-		updates: readonly [CachedResource, string][],
-		removed: readonly string[],
-	): Buffer {
-		const response = new DeltaResponseBuilder();
-		for (const [resource, version] of updates)
-			response.add(resource.name, version, resource.bytesFor(this.#rewriter!, url));
-		return response.finish(url, nonce, removed);
+		state: TypeState,
+		names: Iterable<string>,
+	): Promise<{answer: AnswerBuilder; sent: number; replaced: CachedResource[]; removed: string[]}> {
+		const {protocol, cache} = this.#deps;
+		const {resources} = cache.type(url);
+		const {gone} = state;
+		state.gone = new Set();
+		const removed: string[] = [];
+		const updates: CachedResource[] = [];
+		let count = 0;
+		for (const name of names) {
+			if (++count % resourcesPerTurn === 0) await nextTurn();
+			if (!isWanted(state, name)) continue;
+			const resource = resources.get(name);
+			if (resource) {
+				if (!this.#isHeld(resource, state)) updates.push(resource);
+			} else if (state.held.get(name) !== undefined && (state.isWildcard || gone.has(name))) removed.push(name);
+		}
+		const isChanged = updates.length + removed.length > 0;
+		// In state of the world clusters and listeners are sent whole: what is missing is what is removed.
+		const isWhole = protocol === 'sotw' && state.isWildcard && (isChanged || !state.hasAnswered);
+		const toSend = isWhole ? [...resources.values()] : updates;
+		const answer = startAnswer(protocol, toSend);
+		const replaced: CachedResource[] = [];
+		for (const [index, {name}] of toSend.entries()) {
+			if (index % resourcesPerTurn === resourcesPerTurn - 1) await nextTurn();
+			// As it is now: it may have been replaced, removed, or no longer be wanted since the last turn.
+			const resource = resources.get(name);
+			if (!resource || !isWanted(state, name)) continue;
+			this.#add(answer, url, resource);
+			const before = state.held.get(name);
+			if (before !== undefined && before !== resource) replaced.push(resource);
+			state.held.set(resource.name, resource);
+		}
+		for (const name of removed) {
+			if (state.isWildcard) state.held.delete(name);
+			else if (state.held.has(name)) state.held.set(name, undefined);
+		}
+		return {answer, sent: toSend.length, replaced, removed};
 	}
 
-	/** Clusters and listeners are always sent whole: what is missing is what is removed. Other types may be sent in part. */
-	#buildSotw(url: string, nonce: string, state: TypeState, updates: readonly [CachedResource, string][]): Buffer {
-		const response = new SotwResponseBuilder();
-		const all = state.isWildcard
-			? this.#deps.cache.type(url).resources.values()
-			: updates.map(([resource]) => resource);
-		for (const resource of all) response.add(resource.bytesFor(this.#rewriter!, url));
-		return response.finish(url, nonce, nonce);
+	/** Whether Envoy has this content; what it got on another stream is compared by version. */
+	#isHeld(resource: CachedResource, state: TypeState): boolean {
+		const held = state.held.get(resource.name);
+		if (held === resource) return true;
+		if (typeof held !== 'string' || held !== versionOf(resource.any, this.#rewriter!.profile)) return false;
+		state.held.set(resource.name, resource);
+		return true;
 	}
+
+	#add(answer: AnswerBuilder, url: string, resource: CachedResource): void {
+		const {name, any} = resource;
+		const rewriter = this.#rewriter!;
+		answer.add(name, versionOf(any, rewriter.profile), rewriter.rewrite(url, name, any));
+	}
+}
+
+function startAnswer(protocol: DownstreamProtocol, resources: readonly CachedResource[]): AnswerBuilder {
+	let [anyBytes, nameBytes] = [0, 0];
+	for (const {name, size} of resources) {
+		anyBytes += size;
+		nameBytes += name.length;
+	}
+	const expected = {anyBytes, nameBytes, count: resources.length};
+	return protocol === 'delta' ? buildDelta(expected) : buildSotw(expected);
+}
+
+const isWanted = (state: TypeState, name: string): boolean => state.isWildcard || state.held.has(name);
+
+function forget(state: TypeState, name: string): void {
+	state.held.delete(name);
+	state.dirty.delete(name);
 }
 
 const passThrough: Rewriter = {profile: '', rewrite: (_url, _name, any) => any};

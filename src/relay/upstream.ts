@@ -1,5 +1,5 @@
 import type {AdsProtocol, AdsStream} from '../control-plane/index.ts';
-import {AgentError} from '../errors.ts';
+import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff, type Clock, type Metrics, type Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
@@ -41,9 +41,10 @@ export interface UpstreamDeps {
 	readonly node: Buffer;
 	readonly backoff: {readonly baseMs: number; readonly maxMs: number};
 	/**
-	 * One answer. `isWhole`: what it does not name is gone. The receiver owes one `acknowledge` for its nonce.
+	 * One answer. `isWhole`: what it does not name is gone. The receiver owes one `acknowledge` for its nonce. The next
+	 * one comes when this is done: a slow receiver holds the control plane back.
 	 */
-	readonly onResponse: (response: Response, isWhole: boolean, messageBytes: number) => void;
+	readonly onResponse: (response: Response, isWhole: boolean) => Promise<void>;
 	/** After each change of `status()`. */
 	readonly onState: () => void;
 	readonly clock: Clock;
@@ -109,6 +110,8 @@ export class Upstream implements Running {
 	#isWanted = false;
 	/** Gives up the attempt to connect that is under way. */
 	#attempt = new AbortController();
+	/** Answers are taken in one after another. */
+	#receiving: Promise<void> = Promise.resolve();
 	#wake: (() => void) | undefined;
 	#retry: AbortController | undefined;
 	#status: UpstreamStatus;
@@ -259,7 +262,11 @@ export class Upstream implements Running {
 						log.info({endpoint: stream.endpoint, protocol}, 'connected to the control plane');
 						this.#set({state: 'connected', endpoint: stream.endpoint, attempts: 0, lastError: undefined});
 					}
-					this.#receive(current, message);
+					stream.call.pause();
+					// A later stream's answers wait for those of an earlier one too.
+					this.#receiving = this.#receiving
+						.then(() => this.#receive(current, message))
+						.finally(() => stream.call.resume());
 				});
 				stream.call.once('error', error => reject(stream.explain(error, heard.signal.aborted)));
 				stream.call.on('end', resolve);
@@ -327,7 +334,8 @@ export class Upstream implements Running {
 		stream.call.write(message);
 	}
 
-	#receive(current: StreamState, message: Buffer): void {
+	async #receive(current: StreamState, message: Buffer): Promise<void> {
+		if (this.#current !== current) return;
 		let response: Response;
 		try {
 			response = current.protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message);
@@ -351,7 +359,13 @@ export class Upstream implements Running {
 			{type: shortType(response.typeUrl), resources: response.resources.length, bytes: message.length},
 			'answer received',
 		);
-		this.#deps.onResponse(response, isWhole, message.length);
+		try {
+			await this.#deps.onResponse(response, isWhole);
+		} catch (cause) {
+			const {call, endpoint} = current.stream;
+			const what = `take in ${shortType(response.typeUrl)} of ${endpoint}: ${reasonOf(cause)}`;
+			call.destroy(new AgentError('relay.malformed', what, {cause}));
+		}
 	}
 
 	#noteFailure(error: unknown): void {

@@ -5,7 +5,8 @@ import type {AdsProtocol, AdsStream} from '../../src/control-plane/index.ts';
 import {AgentError} from '../../src/errors.ts';
 import {FieldWriter} from '../../src/proto/wire.ts';
 import {
-	DeltaResponseBuilder,
+	buildDelta,
+	buildSotw,
 	type ErrorDetail,
 	encodeDeltaRequest,
 	encodeSotwRequest,
@@ -15,7 +16,6 @@ import {
 	parseSotwResponse,
 	type Request,
 	type Response,
-	SotwResponseBuilder,
 } from '../../src/relay/envelope.ts';
 
 /** Waits for a condition; fails after five seconds with what it waited for. */
@@ -43,6 +43,18 @@ export function anyOf(url: string, name: string, content: string): Buffer {
 /** The content put in by {@link anyOf}, or the cluster's own. */
 export function contentOf(any: Buffer): string {
 	return any.toString('latin1');
+}
+
+const nothingExpected = {anyBytes: 0, count: 0, nameBytes: 0};
+
+/** An answer as Envoy sees it. */
+export interface EnvoyResponse extends Omit<Response, 'resources'> {
+	readonly resources: readonly {readonly name: string; readonly any: Buffer}[];
+}
+
+function readResponse(protocol: AdsProtocol, message: Buffer): EnvoyResponse {
+	const {resources, ...rest} = protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message);
+	return {...rest, resources: resources.names.map((name, index) => ({name, any: resources.any(index)}))};
 }
 
 /** One stream the relay has opened to us. */
@@ -78,13 +90,13 @@ export class FakeUpstreamStream {
 	send(url: string, resources: readonly (readonly [string, Buffer])[], removed: readonly string[] = []): string {
 		const nonce = `up-${++this.#nonce}`;
 		if (this.protocol === 'delta') {
-			const response = new DeltaResponseBuilder();
+			const response = buildDelta(nothingExpected);
 			for (const [name, any] of resources) response.add(name, '', any);
 			this.#side.write(response.finish(url, nonce, removed));
 		} else {
-			const response = new SotwResponseBuilder();
-			for (const [, any] of resources) response.add(any);
-			this.#side.write(response.finish(url, nonce, `v-${nonce}`));
+			const response = buildSotw(nothingExpected);
+			for (const [name, any] of resources) response.add(name, '', any);
+			this.#side.write(response.finish(url, nonce, []));
 		}
 		return nonce;
 	}
@@ -123,7 +135,7 @@ export class FakeUpstream {
 
 /** Plays an Envoy on one ADS stream. */
 export class FakeEnvoy {
-	readonly responses: Response[] = [];
+	readonly responses: EnvoyResponse[] = [];
 	/** What the relay serves. */
 	readonly call: ServerDuplexStream<Buffer, Buffer>;
 	readonly #side;
@@ -135,9 +147,7 @@ export class FakeEnvoy {
 		const [ours, theirs] = duplexPair({objectMode: true});
 		this.#side = ours;
 		this.call = theirs as unknown as ServerDuplexStream<Buffer, Buffer>;
-		ours.on('data', (message: Buffer) =>
-			this.responses.push(protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message)),
-		);
+		ours.on('data', (message: Buffer) => this.responses.push(readResponse(protocol, message)));
 	}
 
 	ask(url: string, names: readonly string[] = [], held: Readonly<Record<string, string>> = {}): void {
@@ -170,11 +180,11 @@ export class FakeEnvoy {
 		);
 	}
 
-	of(url: string): Response[] {
+	of(url: string): EnvoyResponse[] {
 		return this.responses.filter(({typeUrl}) => typeUrl === url);
 	}
 
-	response(url: string, number: number): Promise<Response> {
+	response(url: string, number: number): Promise<EnvoyResponse> {
 		return until(`response ${number} of ${url}`, () => this.of(url)[number - 1]);
 	}
 
