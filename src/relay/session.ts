@@ -123,8 +123,7 @@ export class Session {
 			isConcerned = true;
 		}
 		for (const {name} of removed) {
-			// Held or not: it may be in the answer that is being made.
-			if (!isWanted(state, name)) continue;
+			if (state.held.get(name) === undefined) continue;
 			state.dirty.add(name);
 			state.gone.add(name);
 			isConcerned = true;

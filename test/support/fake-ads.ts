@@ -3,7 +3,7 @@ import {duplexPair} from 'node:stream';
 import type {ClientDuplexStream, ServerDuplexStream} from '@grpc/grpc-js';
 import type {AdsProtocol, AdsStream} from '../../src/control-plane/index.ts';
 import {AgentError} from '../../src/errors.ts';
-import {FieldWriter} from '../../src/proto/wire.ts';
+import {FieldReader, FieldWriter} from '../../src/proto/wire.ts';
 import {
 	buildDelta,
 	buildSotw,
@@ -49,12 +49,32 @@ const nothingExpected = {anyBytes: 0, count: 0, nameBytes: 0};
 
 /** An answer as Envoy sees it. */
 export interface EnvoyResponse extends Omit<Response, 'resources'> {
-	readonly resources: readonly {readonly name: string; readonly any: Buffer}[];
+	readonly resources: readonly {readonly name: string; readonly any: Buffer; readonly version: string}[];
 }
 
 function readResponse(protocol: AdsProtocol, message: Buffer): EnvoyResponse {
 	const {resources, ...rest} = protocol === 'delta' ? parseDeltaResponse(message) : parseSotwResponse(message);
-	return {...rest, resources: resources.names.map((name, index) => ({name, any: resources.any(index)}))};
+	const versions = protocol === 'delta' ? readVersions(message) : [];
+	return {
+		...rest,
+		resources: resources.names.map((name, index) => ({
+			name,
+			any: resources.any(index),
+			version: versions[index] ?? '',
+		})),
+	};
+}
+
+/** DeltaDiscoveryResponse: resources 2 {version 1}. The relay itself has no use for them. */
+function readVersions(message: Buffer): string[] {
+	const versions: string[] = [];
+	for (const field = new FieldReader(message); field.next(); ) {
+		if (field.number !== 2) continue;
+		let version = '';
+		for (const resource = field.message(); resource.next(); ) if (resource.number === 1) version = resource.string();
+		versions.push(version);
+	}
+	return versions;
 }
 
 /** One stream the relay has opened to us. */
