@@ -50,7 +50,7 @@ ads.on('data', (message: Buffer) => {
 	const {typeUrl: type, nonce, resources} = parseDeltaResponse(message);
 	ads.write(encodeDeltaRequest({typeUrl: type, nonce}));
 	if (type === typeUrl.cluster) {
-		const names = resources.map(({name}) => name).filter(name => /^(outbound|inbound)\|/.test(name));
+		const names = resources.names.filter(name => /^(outbound|inbound)\|/.test(name));
 		ads.write(encodeDeltaRequest({typeUrl: typeUrl.endpoint, subscribe: names}));
 		ads.write(encodeDeltaRequest({typeUrl: typeUrl.listener}));
 	}

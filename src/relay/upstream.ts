@@ -44,7 +44,7 @@ export interface UpstreamDeps {
 	 * One answer. `isWhole`: what it does not name is gone. The receiver owes one `acknowledge` for its nonce. The next
 	 * one comes when this is done: a slow receiver holds the control plane back.
 	 */
-	readonly onResponse: (response: Response, isWhole: boolean) => Promise<void>;
+	readonly onResponse: (response: Response, isWhole: boolean) => Promise<void> | void;
 	/** After each change of `status()`. */
 	readonly onState: () => void;
 	readonly clock: Clock;

@@ -263,10 +263,7 @@ test('relay › resends the endpoints of a cluster that changed while its Envoy 
 	returning.ask(cds, [], {c: 'older'});
 	await returning.response(cds, 1);
 	// It holds just these endpoints.
-	const {CachedResource} = await import('../../../src/relay/cache.ts');
-	returning.ask(eds, ['c'], {
-		c: new CachedResource(name, addresses).versionFor({profile: '', rewrite: (_, __, any) => any}),
-	});
+	returning.ask(eds, ['c'], {c: versionOf(addresses, '')});
 	t.is((await returning.response(eds, 1)).resources[0]?.name, 'c');
 	await relay.stop();
 });
