@@ -2,14 +2,14 @@ import test from 'ava';
 import fc from 'fast-check';
 import {FieldWriter, WireError} from '../../../src/proto/wire.ts';
 import {
-	DeltaResponseBuilder,
+	buildDelta,
+	buildSotw,
 	encodeDeltaRequest,
 	encodeSotwRequest,
 	parseDeltaRequest,
 	parseDeltaResponse,
 	parseSotwRequest,
 	parseSotwResponse,
-	SotwResponseBuilder,
 } from '../../../src/relay/envelope.ts';
 import {anyBytes, damaged, fuzzRuns, heldCharacters} from '../../support/fuzz.ts';
 
@@ -19,17 +19,18 @@ const any = new FieldWriter()
 	.finish();
 const typeUrl = 'type.googleapis.com/envoy.config.cluster.v3.Cluster';
 
-const delta = new DeltaResponseBuilder();
+const nothingExpected = {anyBytes: 0, count: 0, nameBytes: 0};
+const delta = buildDelta(nothingExpected);
 delta.add('outbound|80||a.mesh', 'v1', any);
 delta.add('', '', Buffer.alloc(0));
-const sotw = new SotwResponseBuilder();
-sotw.add(any);
+const sotw = buildSotw(nothingExpected);
+sotw.add('outbound|80||a.mesh', 'v1', any);
 const node = new FieldWriter().string(1, 'sidecar~192.0.2.1~vm~local').finish();
 const error = {code: 13, message: 'no such filter' as string};
 
 const parsers = {
 	'a delta response': [parseDeltaResponse, delta.finish(typeUrl, 'nonce', ['gone', 'also'])],
-	'a state-of-the-world response': [parseSotwResponse, sotw.finish(typeUrl, 'nonce', 'v1')],
+	'a state-of-the-world response': [parseSotwResponse, sotw.finish(typeUrl, 'nonce', [])],
 	'a delta request': [
 		parseDeltaRequest,
 		encodeDeltaRequest({node, typeUrl, subscribe: ['a', 'b'], unsubscribe: ['c'], nonce: 'n', error}),
