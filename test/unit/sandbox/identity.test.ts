@@ -62,7 +62,10 @@ test('CA › refuses what is not a signing request, and a life beyond 90 days', 
 	const {target} = await start(t);
 	const text = 'CSR signing error (certificate signing request is not properly encoded)';
 	await t.throwsAsync(requestCertificate(target, 'hello'), {message: `3 INVALID_ARGUMENT: ${text}`});
-	const swapped = makeCsr().csrPem.replace(/[A-Za-z]{4}(?=.{0,20}\n-----END)/, 'AAAA');
+	const der = Buffer.from(makeCsr().csrPem.replace(/-----.*?-----/g, ''), 'base64');
+	// The end of the signature.
+	der[der.length - 1]! ^= 1;
+	const swapped = `-----BEGIN CERTIFICATE REQUEST-----\n${der.toString('base64')}\n-----END CERTIFICATE REQUEST-----\n`;
 	await t.throwsAsync(requestCertificate(target, swapped), {
 		message: '3 INVALID_ARGUMENT: CSR signing error (failed to parse X.509 certificate signing request)',
 	});
