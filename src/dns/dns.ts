@@ -14,7 +14,7 @@ import {loadTable, TableSaver} from './saved-table.ts';
 import {renderAddress} from './server-address.ts';
 import {Tally} from './tally.ts';
 import {isProbe, startUpstreams, type UpstreamReport, type Upstreams} from './upstreams.ts';
-import {Zone} from './zone.ts';
+import {ZoneBuilder} from './zone-builder.ts';
 
 export interface DnsDeps {
 	readonly config: DnsConfig;
@@ -146,20 +146,33 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 		else gate.close('reading the saved name table');
 	};
 
+	let onZone = () => {};
+	const builder = new ZoneBuilder(
+		{namespace: deps.workload.namespace, clusterDomain, ttlSeconds: config.ttlSeconds},
+		zone => {
+			answerer.setZone(zone);
+			updateGate();
+			onZone();
+		},
+	);
+
 	const use = (names: NameTable, from: 'saved' | 'control plane', at: Date) => {
-		answerer.setZone(
-			new Zone(names, {namespace: deps.workload.namespace, clusterDomain, ttlSeconds: config.ttlSeconds}),
-		);
 		table = from;
 		receivedAt = at;
-		updateGate();
+		builder.build(names);
 	};
 
 	const load = async () => {
 		try {
 			const saved = await loadTable(tablePath);
 			// The control plane may have been faster.
-			if (saved && table === 'loading') use(parseNameTable(saved.table), 'saved', saved.receivedAt);
+			if (saved && table === 'loading') {
+				const built = new Promise<void>(resolve => {
+					onZone = resolve;
+				});
+				use(parseNameTable(saved.table), 'saved', saved.receivedAt);
+				await built;
+			}
 		} catch (error) {
 			tableProblem = `saved name table is not used: ${reasonOf(error)}`;
 			log.warn({err: error, path: tablePath}, 'saved name table is not used');
@@ -235,6 +248,7 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 		},
 		stop: async () => {
 			stopping.abort();
+			builder.stop();
 			await listeners.stop();
 			forwarder.stop();
 			await upstreams.stop();

@@ -98,7 +98,9 @@ export class Listeners {
 			this.#set({address, port: udp.port, state: 'listening'});
 		} catch (error) {
 			await udp?.close();
-			failed(error as Error);
+			// With any port, one that UDP gets may be taken for TCP.
+			if (port === 0 && systemCode(error) === 'EADDRINUSE') await this.#open(address);
+			else failed(error as Error);
 		}
 	}
 

@@ -142,14 +142,24 @@ export function skipName(message: Buffer, start: number): number {
 
 /** `a.example` or `a.example.` → its form on the wire, in lower case; undefined for what is no name. */
 export function encodeName(name: string): string | undefined {
-	const bare = name.endsWith('.') ? name.slice(0, -1) : name;
-	if (bare === '') return name === '.' ? '\0' : undefined;
+	const end = name.endsWith('.') ? name.length - 1 : name.length;
+	if (end === 0) return name === '.' ? '\0' : undefined;
 	let wire = '';
-	for (const label of bare.toLowerCase().split('.')) {
-		if (label.length === 0 || label.length > longestLabel || !/^[\x21-\x7e]+$/.test(label)) return undefined;
-		wire += String.fromCharCode(label.length) + label;
+	let hasUpper = false;
+	for (let start = 0; start <= end; ) {
+		let position = start;
+		for (; position < end; position++) {
+			const char = name.charCodeAt(position);
+			if (char === 0x2e) break;
+			if (char <= 0x20 || char > 0x7e) return undefined;
+			if (char >= 0x41 && char <= 0x5a) hasUpper = true;
+		}
+		if (position === start || position - start > longestLabel) return undefined;
+		wire += String.fromCharCode(position - start) + name.slice(start, position);
+		start = position + 1;
 	}
-	return wire.length < longestName ? `${wire}\0` : undefined;
+	if (wire.length >= longestName) return undefined;
+	return `${hasUpper ? wire.toLowerCase() : wire}\0`;
 }
 
 /** The form on the wire → `a.example`; `.` for the root. What is not printable is written as `\ddd` (RFC 1035, section 5.1). */

@@ -22,8 +22,8 @@ export const largestTable = 128 * 2 ** 20;
 
 /**
  * Reads istio.networking.nds.v1.NameTable: table 1 = map entry {key 1, value 2 NameInfo {ips 1, registry 2,
- * shortname 3, namespace 4, alt_hosts 5}}. Entries that are no host name, or have no address, are left out: a service
- * without addresses of its own is found in the DNS of the world.
+ * shortname 3, namespace 4, alt_hosts 5}}. Entries that are no host name could not be asked for, and services without
+ * an address are found in the DNS of the world: both are left out.
  * @throws WireError
  */
 export function parseNameTable(message: Buffer): NameTable {

@@ -54,6 +54,34 @@ export interface Match {
 	readonly how: 'name' | 'wildcard' | 'search domain' | 'wildcard and search domain';
 }
 
+/** Hosts between two looks at the time. */
+const hostsAStep = 64;
+
+/** Builds the zone of a table in steps, so that a large one does not keep questions waiting. */
+export function* buildZone(table: NameTable, settings: ZoneSettings): Generator<void, Zone> {
+	const names = new Map<string, Host>();
+	const wildcards = new Map<string, Host>();
+	const short = new Map<string, Host>();
+	let turn = 0;
+	for (const [name, info] of table) {
+		if (++turn % hostsAStep === 0) yield;
+		const key = encodeName(name)!;
+		const host = new Host(name, info, settings.ttlSeconds);
+		names.set(key, host);
+		if (key.startsWith('\x01*')) wildcards.set(key.slice(2), host);
+		for (const other of shortNamesOf(name, info, settings)) {
+			const otherKey = encodeName(other);
+			if (otherKey !== undefined) short.set(otherKey, host);
+		}
+	}
+	// A host's full name is never taken by the short name of another.
+	for (const [key, host] of short) {
+		if (++turn % hostsAStep === 0) yield;
+		if (!names.has(key)) names.set(key, host);
+	}
+	return new Zone(names, wildcards, table.size);
+}
+
 /** The name table as it is looked up: names as on the wire. Built once a table, never changed. */
 export class Zone {
 	readonly hosts: number;
@@ -63,24 +91,9 @@ export class Zone {
 	#ancestors: ReadonlySet<string> | undefined;
 	#addresses: ReadonlyMap<string, readonly string[]> | undefined;
 
-	constructor(table: NameTable, settings: ZoneSettings) {
-		const names = new Map<string, Host>();
-		const wildcards = new Map<string, Host>();
-		const short = new Map<string, Host>();
-		for (const [name, info] of table) {
-			const host = new Host(name, info, settings.ttlSeconds);
-			const key = encodeName(name)!;
-			names.set(key, host);
-			if (key.startsWith('\x01*')) wildcards.set(key.slice(2), host);
-			for (const other of shortNamesOf(name, info, settings)) {
-				const otherKey = encodeName(other);
-				if (otherKey !== undefined) short.set(otherKey, host);
-			}
-		}
-		// A host's full name is never taken by the short name of another.
-		for (const [key, host] of short) if (!names.has(key)) names.set(key, host);
-		this.hosts = table.size;
+	constructor(names: ReadonlyMap<string, Host>, wildcards: ReadonlyMap<string, Host>, hosts: number) {
 		this.names = names;
+		this.hosts = hosts;
 		this.#wildcards = wildcards;
 	}
 

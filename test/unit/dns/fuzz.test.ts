@@ -4,23 +4,33 @@ import {parseAddress, parseReverseName} from '../../../src/dns/addresses.ts';
 import {Answerer} from '../../../src/dns/answerer.ts';
 import {FrameReader, frame} from '../../../src/dns/frames.ts';
 import {decodeName, encodeName, isAnswerTo, parseQuery, type Query} from '../../../src/dns/message.ts';
+import type {NameTable} from '../../../src/dns/name-table.ts';
 import {parseNameTable} from '../../../src/dns/name-table.ts';
 import {readAnswers} from '../../../src/dns/records.ts';
 import {replyForwarded} from '../../../src/dns/replies.ts';
 import {parseResolvConf} from '../../../src/dns/resolv-conf.ts';
 import {Tally} from '../../../src/dns/tally.ts';
-import {Zone} from '../../../src/dns/zone.ts';
+import {buildZone, type Zone} from '../../../src/dns/zone.ts';
 import {Metrics} from '../../../src/lifecycle/index.ts';
 import {WireError} from '../../../src/proto/wire.ts';
+import {fuzzRuns} from '../../support/fuzz.ts';
 import {meshTable, question} from './world.ts';
 
 const settings = {ttlSeconds: 30, namespace: 'shop', clusterDomain: 'svc.cluster.local'};
+function zoneOf(table: NameTable): Zone {
+	const steps = buildZone(table, settings);
+	for (;;) {
+		const {done, value} = steps.next();
+		if (done) return value;
+	}
+}
+
 const answerer = new Answerer(
 	{ttlSeconds: 30, meshDomains: [encodeName('svc.cluster.local')!]},
 	() => 0.999,
 	new Tally(new Metrics()),
 );
-answerer.setZone(new Zone(parseNameTable(meshTable), settings));
+answerer.setZone(zoneOf(parseNameTable(meshTable)));
 answerer.setSearch([encodeName('corp.example')!]);
 
 const names = [
@@ -64,7 +74,7 @@ test('fuzz › whatever comes in, the answer is none, one that fits, or the ques
 			readAnswers(answer);
 			return answer.length <= limit && answer[0] === packet[0] && answer[1] === packet[1] && (answer[2]! & 0x80) !== 0;
 		}),
-		{numRuns: 20_000},
+		fuzzRuns(20_000),
 	);
 	t.pass();
 });
@@ -87,7 +97,7 @@ test('fuzz › whatever a server answers is passed on within the limit, or not t
 			const reply = replyForwarded(query, answer, 512);
 			return reply.length <= 512 && reply[0] === asked[0] && reply[1] === asked[1];
 		}),
-		{numRuns: 10_000},
+		fuzzRuns(10_000),
 	);
 	t.pass();
 });
@@ -101,7 +111,7 @@ test('fuzz › a name table is read, or refused as malformed', t => {
 	fc.assert(
 		fc.property(fc.oneof(changed, anything), table => {
 			try {
-				const zone = new Zone(parseNameTable(table), settings);
+				const zone = zoneOf(parseNameTable(table));
 				for (const key of zone.names.keys()) zone.find(key, []);
 				zone.namesOf('0a000001');
 				zone.hasNamesBelow(encodeName('mesh')!);
@@ -110,7 +120,7 @@ test('fuzz › a name table is read, or refused as malformed', t => {
 				return error instanceof WireError;
 			}
 		}),
-		{numRuns: 5000},
+		fuzzRuns(5000),
 	);
 	t.pass();
 });

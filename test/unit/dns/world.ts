@@ -214,14 +214,13 @@ export async function startFakeServer(t: ExecutionContext, behave: Behaviour, po
 		if (!isProbe(query.key)) asked.push(nameOf(query));
 		return behave(query, isTcp);
 	};
-	const udp = createSocket('udp4');
+	let isClosed = false;
+	const udp = await bindBoth(port);
+	const bound = udp.address().port;
 	udp.on('message', async (message, from) => {
 		const reply = await answer(message, false);
 		if (reply && !isClosed) udp.send(reply, from.port, from.address);
 	});
-	let isClosed = false;
-	await new Promise<void>(resolve => udp.bind(port, '127.0.0.1', resolve));
-	const bound = udp.address().port;
 	const sockets = new Set<Socket>();
 	const tcp = createServer(socket => {
 		sockets.add(socket);
@@ -252,6 +251,21 @@ export async function startFakeServer(t: ExecutionContext, behave: Behaviour, po
 	};
 	t.teardown(close);
 	return {port: bound, asked, close};
+}
+
+/** A UDP socket whose port is free for TCP, too, or was a moment ago: other tests take ports all the time. */
+async function bindBoth(port: number): Promise<ReturnType<typeof createSocket>> {
+	for (;;) {
+		const udp = createSocket('udp4');
+		await new Promise<void>(resolve => udp.bind(port, '127.0.0.1', resolve));
+		const probe = createServer();
+		const isFree = await new Promise<boolean>(resolve => {
+			probe.once('error', () => resolve(false));
+			probe.listen(udp.address().port, '127.0.0.1', () => probe.close(() => resolve(true)));
+		});
+		if (isFree || port !== 0) return udp;
+		udp.close();
+	}
 }
 
 export const nameOf = ({key}: Query): string => {
