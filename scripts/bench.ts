@@ -7,6 +7,7 @@ import {join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {parseArgs, promisify} from 'node:util';
 import {installCleanUp, removeAtEnd} from './bench/cleanup.ts';
+import {measureDns} from './bench/dns.ts';
 import {findPeer} from './bench/peer.ts';
 import {measureProgram} from './bench/program.ts';
 import {measurePushes, measureStall} from './bench/pushes.ts';
@@ -20,7 +21,7 @@ const usage = `npm run bench -- [--peer PILOT-AGENT] [--peer-template FILE] [--q
   --peer           Istio's pilot-agent, measured in turn on the same control plane and Envoy
   --peer-template  its Envoy bootstrap template; looked for beside it unless given
   --quick          fewer runs, and no more than 1,000 services
-  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version
+  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version dns-mesh dns-foreign
   --json           the result as JSON on standard output; progress goes to standard error
   --profile        run the agent from its sources with --cpu-prof, and leave the profiles there`;
 
@@ -69,7 +70,15 @@ async function main(): Promise<void> {
 		wants: prefix =>
 			flags.only.length === 0 || flags.only.some(only => only.startsWith(prefix) || prefix.startsWith(only)),
 	};
-	for (const measure of [measureProgram, measureStarts, measurePushes, measureStall, measureMemory, measureRenewals])
+	for (const measure of [
+		measureProgram,
+		measureStarts,
+		measurePushes,
+		measureStall,
+		measureMemory,
+		measureRenewals,
+		measureDns,
+	])
 		await measure(bench);
 	if (rows.length === 0) throw new Error(`no row begins with ${flags.only.join(' or ')}`);
 	console.log(flags.json ? renderJson(rows, envoyPath, peer?.binaryPath) : `\n${renderTable(rows)}`);

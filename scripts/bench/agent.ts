@@ -10,6 +10,8 @@ export interface Agent {
 	/** Envoy's admin interface. */
 	readonly admin: Target;
 	readonly logPath: string;
+	/** Of its DNS server on 127.0.0.1. */
+	readonly dnsPort: number;
 	readonly hasEnded: boolean;
 	/** Spawns it, and returns at once. */
 	start(): void;

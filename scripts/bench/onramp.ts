@@ -9,19 +9,27 @@ export interface OnrampOptions {
 	readonly envoyPath: string;
 	/** Where to leave CPU profiles; the agent then runs from its sources, so that they name lines. */
 	readonly profileDirectory: string | undefined;
+	/** In place of the machine's. */
+	readonly resolvConfPath?: string | undefined;
 }
 
 export const onrampNode = {name: 'bench-onramp', address: '127.0.3.1'};
 
 export async function createOnramp(options: OnrampOptions): Promise<Agent> {
-	const {directory, bundle, envoyPath, profileDirectory} = options;
+	const {directory, bundle, envoyPath, profileDirectory, resolvConfPath} = options;
 	const workload = await LocalWorkload.create({
 		...onrampNode,
 		directory,
 		bundle,
 		envoyPath,
 		agentPath: profileDirectory ? 'src/main.ts' : 'dist/onramp.cjs',
-		flags: ['--proxy-termination-drain', '100ms', '--proxy-stats-regexes', '.*update_time'],
+		flags: [
+			'--proxy-termination-drain',
+			'100ms',
+			'--proxy-stats-regexes',
+			'.*update_time',
+			...(resolvConfPath ? ['--dns-resolv-conf', resolvConfPath] : []),
+		],
 		...(profileDirectory ? {env: {NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${profileDirectory}`}} : {}),
 	});
 	return new Onramp(workload);
@@ -51,6 +59,10 @@ class Onramp implements Agent {
 
 	get admin(): Target {
 		return {socketPath: `${this.#workload.runDir}/admin.sock`};
+	}
+
+	get dnsPort(): number {
+		return this.#workload.ports.dns;
 	}
 
 	get logPath(): string {

@@ -16,6 +16,8 @@ export interface PeerOptions {
 	readonly bundle: string;
 	readonly envoyPath: string;
 	readonly controlPlanePort: number;
+	/** In place of the machine's: it reads /etc/resolv.conf and nothing else, so it gets a mount namespace, which needs root. */
+	readonly resolvConfPath?: string | undefined;
 	/** RSA 2048 unless given: that is its default. */
 	readonly keyType?: 'ecdsa-p256' | undefined;
 }
@@ -114,6 +116,7 @@ class Peer implements Agent {
 	readonly status: Target;
 	readonly admin: Target;
 	readonly logPath: string;
+	readonly dnsPort: number;
 	readonly rotate = undefined;
 	readonly #options: PeerOptions;
 	readonly #env: Record<string, string>;
@@ -128,6 +131,7 @@ class Peer implements Agent {
 		this.label = options.keyType ? `peer (${options.keyType})` : 'peer';
 		this.status = {host: '127.0.0.1', port: ports.status};
 		this.admin = {host: '127.0.0.1', port: ports.admin};
+		this.dnsPort = ports.dns;
 		this.logPath = join(options.directory, 'agent.log');
 		this.#forget = killAtEnd(() => this.#killAll());
 	}
@@ -138,7 +142,13 @@ class Peer implements Agent {
 
 	start(): void {
 		const log = openSync(this.logPath, 'a');
-		const child = spawn(this.#options.binaryPath, ['proxy', 'sidecar', '--proxyLogLevel=warning', '--concurrency=1'], {
+		const {binaryPath, resolvConfPath} = this.#options;
+		const command = [binaryPath, 'proxy', 'sidecar', '--proxyLogLevel=warning', '--concurrency=1'];
+		const mount = 'mount --bind "$0" /etc/resolv.conf && exec "$@"';
+		const [file, ...args] = resolvConfPath
+			? ['unshare', '--mount', 'sh', '-c', mount, resolvConfPath, ...command]
+			: command;
+		const child = spawn(file!, args, {
 			cwd: this.#options.directory,
 			env: this.#env,
 			stdio: ['ignore', log, log],

@@ -5,7 +5,7 @@ export interface Row {
 	/** `push-5000-initial-cpu`: what `--only` matches and scripts read. */
 	readonly id: string;
 	readonly title: string;
-	readonly unit: 'ms' | 'MiB' | 'ms/s';
+	readonly unit: 'ms' | 'MiB' | 'ms/s' | 'µs';
 	/** One value a run; empty when it was not, or cannot be, measured. */
 	readonly onramp: readonly number[];
 	readonly peer: readonly number[];

@@ -65,19 +65,21 @@ export async function withAgent<T>(
 	plane: ControlPlane,
 	who: Contender,
 	act: (agent: Agent) => Promise<T>,
+	{resolvConfPath}: {readonly resolvConfPath?: string} = {},
 ): Promise<T> {
 	const directory = await mkdtemp(join(bench.directory, `${who}-`));
 	const {bundle} = plane;
 	const {envoyPath, profileDirectory} = bench;
 	const agent =
 		who === 'onramp'
-			? await createOnramp({directory, bundle, envoyPath, profileDirectory})
+			? await createOnramp({directory, bundle, envoyPath, profileDirectory, resolvConfPath})
 			: await createPeer({
 					...bench.peer!,
 					directory,
 					bundle,
 					envoyPath,
 					controlPlanePort: plane.port,
+					resolvConfPath,
 					keyType: who === 'peer-ecdsa' ? 'ecdsa-p256' : undefined,
 				});
 	try {
