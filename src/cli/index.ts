@@ -5,6 +5,7 @@ import {version} from '../version.ts';
 import {captureCommand} from './capture.ts';
 import {configCommand} from './config.ts';
 import {dnsCommand} from './dns.ts';
+import {doctorCommand} from './doctor.ts';
 import {joinCommand} from './join.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
@@ -48,6 +49,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	runCommand,
 	joinCommand,
 	statusCommand,
+	doctorCommand,
 	captureCommand,
 	configCommand,
 	dnsCommand,
@@ -139,6 +141,7 @@ const vocabulary = {
 		'force',
 		'all',
 		'token-file',
+		'ask-ca',
 		'help',
 		'help-all',
 		'version',

@@ -68,7 +68,7 @@ export function createControlPlane({
 }: ControlPlaneDeps): ControlPlane {
 	const failures = metrics.counter(
 		'control_plane_connection_failures_total',
-		'Connections to the control plane that failed, by error code',
+		'Connections to the control plane that failed, by error code.',
 	);
 	const connectDeps = {
 		config,

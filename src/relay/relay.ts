@@ -85,10 +85,10 @@ export function startRelay(deps: RelayDeps): Relay {
 	let hasLeft = false;
 	let grace = new AbortController();
 
-	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type');
-	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result');
-	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held', () => cache.heldBytes);
-	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers', () =>
+	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type.');
+	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result.');
+	metrics.gaugeFrom('relay_cache_bytes', 'Bytes of configuration held.', () => cache.heldBytes);
+	metrics.gaugeFrom('relay_upstream_connected', '1 while the control plane answers.', () =>
 		upstream.status().state === 'connected' ? 1 : 0,
 	);
 

@@ -122,7 +122,7 @@ export class Upstream implements Running {
 		this.#backoff = new Backoff({...deps.backoff, resetAfterMs: deps.backoff.maxMs * 3}, deps.clock, deps.random);
 		this.#connects = deps.metrics.counter(
 			'relay_upstream_streams_total',
-			'ADS streams opened to the control plane, by how they ended',
+			'ADS streams opened to the control plane, by how they ended.',
 		);
 		this.#status = {
 			state: 'idle',

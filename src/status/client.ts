@@ -67,7 +67,10 @@ function unreachable(socketPath: string, cause: unknown, timeoutMs: number): Age
 		new AgentError('status.unreachable', `ask agent at ${socketPath}: ${why}`, {cause, hint});
 	switch (systemCode(cause) ?? (cause as Error).name) {
 		case 'ENOENT':
-			return fail('agent is not running (no such socket)', 'start it with: systemctl start onramp');
+			return fail(
+				'agent is not running (no such socket)',
+				'start it with: systemctl start onramp; where there is no service, onramp run',
+			);
 		case 'ECONNREFUSED':
 			return fail(
 				'agent is not running (nobody answers at its socket)',

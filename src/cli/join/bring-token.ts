@@ -10,15 +10,16 @@ import {examineToken} from './token.ts';
 import {untilReady} from './until-ready.ts';
 
 interface BringOptions {
-	readonly say: (line: string) => void;
 	readonly waitMs: number;
 	readonly signal: AbortSignal;
 }
 
+const say = (text: string): boolean => process.stdout.write(`${text}\n`);
+
 const maxTokenBytes = 65_536;
 
 /** Puts a token where the agent reads it, and wakes the agent. Returns the exit code. */
-export async function bringToken(file: string, flags: Flags, {say, waitMs, signal}: BringOptions): Promise<number> {
+export async function bringToken(file: string, flags: Flags, {waitMs, signal}: BringOptions): Promise<number> {
 	const {config} = await loadFrom(flags);
 	const text = await readToken(file);
 	const place = file === '-' ? 'standard input' : resolve(file);

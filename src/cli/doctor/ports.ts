@@ -1,0 +1,28 @@
+import {AgentError} from '../../errors.ts';
+import {checkPortsFree} from '../../proxy/ports.ts';
+import {type Finding, fail, ok, skip, withConfig} from './types.ts';
+
+/** Whether the ports that agent and Envoy will listen on are free; an agent that runs has them. */
+export const ports = withConfig('ports', async ({proxy, status}, {report}): Promise<readonly Finding[]> => {
+	if (report) return [skip('the running agent has them')];
+	const wanted: readonly (readonly [string, string, number])[] = [
+		[status.address, 'status.port', status.port],
+		...(proxy.mode === 'spawn'
+			? ([
+					[proxy.listenAddress, 'proxy.readiness-port', proxy.readinessPort],
+					[proxy.listenAddress, 'proxy.metrics-port', proxy.metricsPort],
+				] as const)
+			: []),
+	];
+	const used = wanted.filter(([, , port]) => port > 0);
+	const taken = used.flatMap(([address, name, port]): Finding[] => {
+		try {
+			checkPortsFree(address, {[name]: port});
+			return [];
+		} catch (error) {
+			if (!(error instanceof AgentError)) throw error;
+			return [fail(error.message.replace('start envoy: ', ''), error.hint ?? `set ${name} to another port`)];
+		}
+	});
+	return taken.length > 0 ? taken : [ok(`${used.map(([, , port]) => port).join(', ')} are free`)];
+});

@@ -1,0 +1,53 @@
+import {execFile} from 'node:child_process';
+import {type Check, type Finding, fail, ok, skip, warn} from './types.ts';
+
+interface Unit {
+	readonly Id: string;
+	readonly LoadState: string;
+	readonly ActiveState: string;
+	readonly SubState: string;
+	readonly Result: string;
+	readonly NRestarts: string;
+	readonly UnitFileState: string;
+}
+
+const properties = ['Id', 'LoadState', 'ActiveState', 'SubState', 'Result', 'NRestarts', 'UnitFileState'];
+
+/** The state of our units, where there are some. */
+export const service: Check = {
+	name: 'service',
+	run: async (): Promise<readonly Finding[]> => {
+		const units = (await show()).filter(({LoadState}) => LoadState !== 'not-found');
+		if (units.length === 0) return [skip('no unit of ours is installed, or no systemd runs')];
+		return units.map(judge);
+	},
+};
+
+function judge(unit: Unit): Finding {
+	const {Id, LoadState, ActiveState, SubState, Result, NRestarts, UnitFileState} = unit;
+	if (LoadState !== 'loaded') return fail(`${Id} is ${LoadState}`, `systemctl status ${Id}; systemctl unmask ${Id}`);
+	const state = `${Id} is ${ActiveState} (${SubState})`;
+	if (ActiveState === 'failed')
+		return fail(`${state}: ${Result}`, `journalctl -u ${Id} -n 50; systemctl restart onramp`);
+	if (SubState === 'auto-restart')
+		return fail(`${state}: ${Result}`, `it ends again and again: journalctl -u ${Id} -n 50`);
+	if (ActiveState !== 'active') return warn(state, 'onramp join BUNDLE, or systemctl enable --now onramp');
+	if (Number(NRestarts) > 0) return warn(`${state}, restarted ${NRestarts} times`, `journalctl -u ${Id}`);
+	if (UnitFileState === 'disabled') return warn(`${state}, and will not start at boot`, 'systemctl enable onramp');
+	return ok(state);
+}
+
+function show(): Promise<Unit[]> {
+	const words = ['show', `--property=${properties.join(',')}`, 'onramp.service', 'onramp-agent.service'];
+	return new Promise(resolve => {
+		execFile('systemctl', words, {timeout: 10_000}, (error, stdout) => {
+			const blocks = error ? [] : stdout.trim().split(/\n\n+/);
+			resolve(blocks.map(block => Object.fromEntries(block.split('\n').map(splitAtSign)) as unknown as Unit));
+		});
+	});
+}
+
+const splitAtSign = (line: string): [string, string] => {
+	const sign = line.indexOf('=');
+	return [line.slice(0, sign), line.slice(sign + 1)];
+};

@@ -1,0 +1,2 @@
+export {bringToken} from './bring-token.ts';
+export {joinWith} from './join-with.ts';
