@@ -212,17 +212,20 @@ function readEndpointName(name: string, {slab, start, end}: Place): string | und
  */
 export function endpointNameOf(name: string, any: FieldReader): string | undefined {
 	let isEds = false;
-	let serviceName = '';
+	let serviceName: string | undefined;
 	while (any.next()) {
 		if (any.number !== 2) continue;
 		for (const cluster = any.message(); cluster.next(); ) {
 			if (cluster.number === 2) isEds = cluster.uint() === discoveryTypeEds;
 			else if (cluster.number === 3) {
+				serviceName = '';
 				for (const eds = cluster.message(); eds.next(); ) if (eds.number === 2) serviceName = eds.string();
 			}
+			// Most of a cluster comes after these two, and need not be walked.
+			if (isEds && serviceName !== undefined) break;
 		}
 	}
 	if (!isEds) return undefined;
 	// Mostly the same text: one string then.
-	return serviceName === '' || serviceName === name ? name : serviceName;
+	return !serviceName || serviceName === name ? name : serviceName;
 }

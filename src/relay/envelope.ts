@@ -5,6 +5,12 @@ import {FieldReader, FieldWriter, MessageBuffer, sizeOfBytes} from '../proto/wir
  * envoy/service/discovery/v3/discovery.proto.
  */
 
+/** A resource as it came: its name and the encoded `google.protobuf.Any`. */
+export interface RawResource {
+	readonly name: string;
+	readonly any: Buffer;
+}
+
 /** Resources of one answer: names, and where each one's encoded `google.protobuf.Any` lies in the message. */
 export class ResourceList {
 	readonly message: Buffer;
@@ -23,6 +29,10 @@ export class ResourceList {
 	/** Shared with the message. */
 	any(index: number): Buffer {
 		return this.message.subarray(this.starts[index], this.ends[index]);
+	}
+
+	*[Symbol.iterator](): Generator<RawResource> {
+		for (const [index, name] of this.names.entries()) yield {name, any: this.any(index)};
 	}
 
 	add(name: string, start: number, end: number): void {

@@ -135,11 +135,15 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	/** Endpoints are asked for as soon as their cluster is known: it saves Envoy a round trip, and they are here when it returns. */
 	function followEndpoints({changed, removed}: Change): void {
-		const names = new Set<string>();
-		for (const {endpointName} of changed) if (endpointName !== undefined) names.add(endpointName);
-		if (names.size > 0) upstream.subscribe(typeUrl.endpoint, names);
-		const unused = removed.flatMap(({endpointName}) => endpointName ?? []).filter(name => !names.has(name));
-		forget(typeUrl.endpoint, unused);
+		const names = changed.flatMap(({endpointName}) => endpointName ?? []);
+		if (names.length > 0) upstream.subscribe(typeUrl.endpoint, names);
+		if (removed.length === 0) return;
+		// Another cluster may use the same endpoints.
+		const held = heldEndpoints();
+		forget(
+			typeUrl.endpoint,
+			removed.flatMap(({endpointName}) => endpointName ?? []).filter(name => !held.has(name)),
+		);
 	}
 
 	/** Types that end here: the name table and the mesh's ProxyConfig. An empty answer is neither used nor acknowledged, as istiod expects. */

@@ -15,10 +15,11 @@ const clusterFilter: EntryShape = {
 /** Cluster: transport_socket 24, typed_extension_protocol_options 36, filters 40, transport_socket_matches 43. */
 export function rewriteCluster(surgery: Surgery, cluster: FieldReader): void {
 	const {policy, edits} = surgery;
+	const isOfferCut = policy.isPeerExchangeRemovedOutbound && surgery.hasPeerExchange;
 	while (cluster.next()) {
 		switch (cluster.number) {
 			case 24:
-				if (policy.isPeerExchangeRemovedOutbound) rewriteTransportSocket(surgery, cluster);
+				if (isOfferCut) rewriteTransportSocket(surgery, cluster);
 				break;
 			case 36:
 				rewriteExtensionOptions(surgery, cluster);
@@ -27,7 +28,7 @@ export function rewriteCluster(surgery: Surgery, cluster: FieldReader): void {
 				removeUnknown(surgery, cluster, readEntry(cluster, clusterFilter), clusterFilter);
 				break;
 			case 43:
-				if (!policy.isPeerExchangeRemovedOutbound) break;
+				if (!isOfferCut) break;
 				edits.within(cluster, match => {
 					while (match.next()) if (match.number === 3) rewriteTransportSocket(surgery, match);
 				});

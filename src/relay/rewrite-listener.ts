@@ -51,9 +51,10 @@ function isInboundListener(listener: FieldReader): boolean {
 
 /** FilterChain: filters 3, transport_socket 6. */
 function rewriteFilterChain(surgery: Surgery, chain: FieldReader, isInbound: boolean): void {
+	const isOfferCut = surgery.policy.isPeerExchangeRemovedInbound && surgery.hasPeerExchange;
 	while (chain.next()) {
 		if (chain.number === 3) rewriteNetworkFilter(surgery, chain, isInbound);
-		else if (chain.number === 6 && surgery.policy.isPeerExchangeRemovedInbound) rewriteTransportSocket(surgery, chain);
+		else if (chain.number === 6 && isOfferCut) rewriteTransportSocket(surgery, chain);
 	}
 }
 

@@ -21,10 +21,19 @@ export interface Surgery {
 	readonly resource: string;
 	readonly edits: Edits;
 	readonly removals: Removal[];
+	/** Whether `istio-peer-exchange` occurs at all: looking for the text is cheaper than walking to where it may be. */
+	readonly hasPeerExchange: boolean;
 }
 
-export function startSurgery(policy: Policy, resource: string): Surgery {
-	return {policy, resource, edits: new Edits(), removals: []};
+/**
+ * With this ALPN value negotiated, an Istio proxy writes a metadata preamble into TCP streams. Without the filter that
+ * takes it out again, the application would get those bytes, so it must not be offered.
+ */
+export const peerExchange = 'istio-peer-exchange';
+const peerExchangeBytes = Buffer.from(peerExchange);
+
+export function startSurgery(policy: Policy, resource: string, any: Buffer): Surgery {
+	return {policy, resource, edits: new Edits(), removals: [], hasPeerExchange: any.includes(peerExchangeBytes)};
 }
 
 /** What an Any holds. */

@@ -1,11 +1,5 @@
 import type {FieldReader} from '../proto/wire.ts';
-import {noteRemoval, readAny, type Surgery, withinAny} from './rewrite-surgery.ts';
-
-/**
- * With this value negotiated, an Istio proxy writes a metadata preamble into TCP streams. Without the filter that
- * takes it out again, the application would get those bytes, so it must not be offered.
- */
-const peerExchange = 'istio-peer-exchange';
+import {noteRemoval, peerExchange, readAny, type Surgery, withinAny} from './rewrite-surgery.ts';
 
 const tls = 'envoy.extensions.transport_sockets.tls.v3.';
 const contexts: ReadonlySet<string> = new Set([`${tls}DownstreamTlsContext`, `${tls}UpstreamTlsContext`]);

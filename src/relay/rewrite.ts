@@ -63,7 +63,7 @@ const walks: ReadonlyMap<string, Walk> = new Map([
 
 /** Any: type_url 1, value 2. A body of another type than announced is left alone. */
 function operate(policy: Policy, type: string, name: string, any: Buffer, walk: Walk): Surgery {
-	const surgery = startSurgery(policy, name);
+	const surgery = startSurgery(policy, name, any);
 	const field = new FieldReader(any);
 	let isAnnounced = true;
 	while (field.next()) {

@@ -158,8 +158,12 @@ export class Upstream implements Running {
 	subscribe(url: string, names: Iterable<string> = []): void {
 		const known = this.#wanted.get(url);
 		const wanted = known ?? new Set<string>();
-		const added = [...names].filter(name => !wanted.has(name));
-		for (const name of added) wanted.add(name);
+		const added: string[] = [];
+		for (const name of names) {
+			if (wanted.has(name)) continue;
+			wanted.add(name);
+			added.push(name);
+		}
 		this.#wanted.set(url, wanted);
 		// A request that changes nothing confuses istiod, which takes it for an acknowledgement.
 		if (!known || added.length > 0) this.#send(url, added, []);
