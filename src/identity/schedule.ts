@@ -28,8 +28,15 @@ export function rotateAt(
 	const isPlausible = receivedAt >= notBefore && receivedAt < notAfter;
 	const start = (isPlausible ? receivedAt : notBefore).getTime();
 	const life = end - start;
-	const planned = start + life * (share + jitter * (2 * random - 1));
+	const planned = start + life * between(share, jitter, random);
 	const latest = rideOutMs > 0 ? end - rideOutMs - life * jitter * random : end;
 	const earliest = start + life * (leastShare + (rideOutMs > 0 ? jitter * random : 0));
 	return new Date(Math.round(Math.min(Math.max(Math.min(planned, latest), earliest), start + life * mostShare)));
+}
+
+/** In `share` ± `jitter` as far as that is allowed. What is not is cut off before the draw: after it, many would meet at the bound. */
+function between(share: number, jitter: number, random: number): number {
+	const middle = Math.min(Math.max(share, leastShare), mostShare);
+	const [from, to] = [Math.max(middle - jitter, leastShare), Math.min(middle + jitter, mostShare)];
+	return from + (to - from) * random;
 }

@@ -1,6 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {rotateAt} from '../../../src/identity/schedule.ts';
+import {mostWithin, seededRandom} from '../../support/seeded-random.ts';
 
 const hour = 3_600_000;
 const receivedAt = new Date('2030-01-01T00:00:00Z');
@@ -54,3 +55,21 @@ test('schedule › always falls into the certificate’s life, leaving some of i
 	);
 	t.pass();
 });
+
+for (const [title, plan] of [
+	['by the defaults', {share: 0.5, jitter: 0.1, rideOutMs: 0}],
+	['late', {share: 0.95, jitter: 0.1, rideOutMs: 0}],
+	['early', {share: 0.05, jitter: 0.1, rideOutMs: 0}],
+	['with the most jitter', {share: 0.5, jitter: 0.5, rideOutMs: 0}],
+	['to ride out a night', {share: 0.5, jitter: 0.1, rideOutMs: 16 * hour}],
+	['to ride out more than a life', {share: 0.5, jitter: 0.1, rideOutMs: 30 * hour}],
+] as const) {
+	test(`schedule › 1,000 agents that joined in the same second rotate apart, ${title}: no minute has more than 2 %`, t => {
+		const random = seededRandom(1);
+		const times = Array.from({length: 1000}, () => rotateAt(day, plan, random()).getTime());
+		const fullest = mostWithin(60_000, times);
+		t.true(fullest <= 20, `${fullest} in the fullest minute`);
+		t.true(mostWithin(1000, times) <= 5);
+		t.log(`fullest minute: ${fullest}, over ${((Math.max(...times) - Math.min(...times)) / hour).toFixed(1)} h`);
+	});
+}
