@@ -6,7 +6,7 @@ import {FieldReader, WireError} from '../proto/wire.ts';
 /** An answer of the control plane, as far as it is looked at. */
 export interface SeenResponse {
 	readonly typeUrl: string;
-	readonly resources: Iterable<{readonly name: string; readonly any: Buffer}>;
+	readonly resources: {readonly names: readonly string[]; any(index: number): Buffer};
 	readonly removed: readonly string[];
 }
 
@@ -95,10 +95,10 @@ export function startOwnInbound({address, reconnect, clock, random, log}: OwnInb
 			if (url === typeUrl.cluster) {
 				if (isWhole) {
 					served.clear();
-					const kept = new Set([...resources].map(({name}) => name));
+					const kept = new Set(resources.names);
 					for (const name of ours.keys()) if (!kept.has(name)) ours.delete(name);
 				}
-				for (const {name} of resources) {
+				for (const name of resources.names) {
 					const port = inboundPort(name);
 					if (port !== undefined) served.add(port);
 				}
@@ -108,7 +108,8 @@ export function startOwnInbound({address, reconnect, clock, random, log}: OwnInb
 					ours.delete(name);
 				}
 			} else if (url === typeUrl.endpoint) {
-				for (const {name, any} of resources) {
+				for (const [i, name] of resources.names.entries()) {
+					const any = resources.any(i);
 					const found = any.includes(needle) ? portsOf(any, address) : [];
 					if (found.length > 0) ours.set(name, found);
 					else ours.delete(name);

@@ -39,7 +39,10 @@ function setUp(address = '10.0.0.5') {
 		own,
 		reconnects: () => reconnects,
 		see: (url: string, resources: readonly {name: string; any: Buffer}[], removed: readonly string[] = []) =>
-			own.see({typeUrl: url, resources, removed}, false),
+			own.see(
+				{typeUrl: url, resources: {names: resources.map(({name}) => name), any: i => resources[i]!.any}, removed},
+				false,
+			),
 	};
 }
 
