@@ -45,7 +45,8 @@ export class Metrics {
 			const {help, type} = family;
 			const rows = rowsOf(family);
 			if (rows.length === 0) continue;
-			text += `# HELP onramp_${name} ${help}\n# TYPE onramp_${name} ${type}\n`;
+			// A sentence, as in the metrics of Prometheus itself, whoever wrote it.
+			text += `# HELP onramp_${name} ${help.replace(/\.?$/, '.')}\n# TYPE onramp_${name} ${type}\n`;
 			for (const [labels, number] of rows) text += `onramp_${name}${labels} ${number}\n`;
 		}
 		return text;

@@ -86,6 +86,16 @@ test('accept › never offers more choices than one digit can weigh', t => {
 	t.is(acceptFor('envoy', Array(50).fill('text/plain').join(',')).split(',').length, 9);
 });
 
+test('metrics › have help texts that end alike, whoever wrote them', t => {
+	const metrics = new Metrics();
+	metrics.gauge('a', 'With a full stop.')(1);
+	metrics.gauge('b', 'Without one')(1);
+	t.deepEqual(metrics.render().match(/^# HELP .*$/gm), [
+		'# HELP onramp_a With a full stop.',
+		'# HELP onramp_b Without one.',
+	]);
+});
+
 test('metrics › come in the order agent, Envoy, application', async t => {
 	const page = await merge(source('envoy_a 1\n'), [source('app_b 2')]);
 	const body = Buffer.concat(page.chunks).toString();
