@@ -9,7 +9,6 @@ const print: Command = {
 	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
 	run: async ({json, ...flags}) => {
 		const loaded = await loadFrom(flags);
-		for (const warning of loaded.warnings) process.stderr.write(`warning: ${warning}\n`);
 		process.stdout.write(renderConfig(loaded, json ? 'json' : 'yaml'));
 		return 0;
 	},

@@ -79,10 +79,10 @@ test('config print › says that a probe of the WorkloadGroup is not run', async
 	const bundle = join(directory, 'probed');
 	mkdirSync(bundle);
 	for (const [path, text] of Object.entries(bundleFiles('autoregister', bundle))) writeFileSync(path, text as string);
-	const {stderr} = await onramp(['config', 'print', ...flags, '--bundle', bundle]);
+	const {stdout} = await onramp(['config', 'print', ...flags, '--bundle', bundle]);
 	t.regex(
-		stderr,
-		/^warning: .*mesh\.yaml:17: WorkloadGroup shop\/checkout has a probe, which this version does not run/m,
+		stdout,
+		/^# warning: .*mesh\.yaml:17: WorkloadGroup shop\/checkout has a probe, which this version does not run/m,
 	);
 });
 
