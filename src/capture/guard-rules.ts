@@ -3,6 +3,17 @@ import type {PlanContext} from './context.ts';
 import {type Add, portGroups, returns} from './passes.ts';
 import type {Chain, Match} from './rules.ts';
 
+/** Connections that begin from now on leave no entry that a later one could be counted to. */
+export function addForgetting(add: Add, chain: Chain): void {
+	add(
+		chain,
+		'guard.forget',
+		{protocol: 'tcp', state: ['new']},
+		{kind: 'forget-soon'},
+		'a later connection between the same ports must not be taken for this one',
+	);
+}
+
 /**
  * What the guard does with packets that begin nothing: they follow its rule for first packets, so whatever comes this
  * far belongs to a connection that was never redirected, or to none that is known.
@@ -29,11 +40,21 @@ export function addStrayRules(add: Add, chain: Chain, id: string, match: Match, 
 }
 
 /**
+ * What the guard lets pass early. Where older connections are left, that is every later packet of a known connection.
  * When the kernel did not track connections before, or has forgotten them, the side that speaks next counts as the one
  * that began: a session of SSH must not be ended as if it went out from here.
  */
-export function addSparedSources(add: Add, {neverCaptured}: PlanContext, config: CaptureConfig): void {
-	if (config.existingConnections !== 'end') return;
+export function addSpared(add: Add, {neverCaptured}: PlanContext, config: CaptureConfig): void {
+	if (config.existingConnections === 'leave') {
+		add(
+			'filter_output',
+			'guard.later',
+			{protocol: 'tcp', isSyn: false, state: ['established', 'related']},
+			returns,
+			'of a connection that a first packet has begun',
+		);
+		return;
+	}
 	for (const ports of portGroups(neverCaptured.map(({port}) => port)))
 		add(
 			'filter_output',

@@ -1,5 +1,6 @@
 import type {CaptureConfig} from '../config/index.ts';
 import type {Bridges, PlanContext} from './context.ts';
+import {addForgetting} from './guard-rules.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
@@ -61,19 +62,20 @@ export function addInboundTproxy(add: Add, family: Family, config: CaptureConfig
 	);
 	addExclusions(add, chain, config, context);
 	for (const match of capturedPorts(config)) {
-		add(
-			chain,
-			'inbound.established',
-			{...match, isDestinationLocal: true, state: ['established', 'related']},
-			{kind: 'goto', chain: 'mangle_divert'},
-			'packets of connections that Envoy has taken',
-		);
+		// First: connection tracking may count it to an old connection of the same ports.
 		add(
 			chain,
 			'inbound.capture',
 			{...match, isSyn: true, isDestinationLocal: true, destination: {not: loopback}},
 			{kind: 'tproxy', port, mark},
 			"connections to the application go through Envoy's inbound listener, source address kept",
+		);
+		add(
+			chain,
+			'inbound.established',
+			{...match, isDestinationLocal: true, state: ['established', 'related']},
+			{kind: 'goto', chain: 'mangle_divert'},
+			'packets of connections that Envoy has taken',
 		);
 	}
 	add(
@@ -101,25 +103,46 @@ export function addInboundTproxy(add: Add, family: Family, config: CaptureConfig
 }
 
 /**
- * Connections that would reach the application without Envoy are refused.
- * @param isBesideCapture - what was redirected to Envoy may pass
+ * As on the way out (docs/decisions/0010-escape-guard.md): a first packet that meets the entry of an old connection of
+ * the same ports is not redirected, and would reach the application without Envoy having decided on it.
+ * @param isForgetful - entries of failed connections can be made short-lived, so that a repeated first packet is captured
  */
-export function addInboundBlock(add: Add, config: CaptureConfig, context: PlanContext, isBesideCapture: boolean): void {
+export function addInboundGuard(add: Add, config: CaptureConfig, context: PlanContext, isForgetful: boolean): void {
 	if (!capturesInbound(config)) return;
 	const chain = 'filter_input';
-	if (isBesideCapture) add(chain, 'block.redirected', {isRewritten: true}, returns, 'goes to Envoy');
-	add(chain, 'block.loopback', {inInterface: 'lo'}, returns, 'the machine talks to itself');
+	if (isForgetful) addForgetting(add, chain);
+	add(chain, 'guard.later', {protocol: 'tcp', isSyn: false}, returns, 'of a connection that a first packet has begun');
+	if (config.interception === 'tproxy')
+		add(chain, 'guard.redirected', {mark: {is: config.tproxyMark}}, returns, 'goes to Envoy');
+	else add(chain, 'guard.redirected', {isRewritten: true}, returns, 'goes to Envoy');
+	addInboundRefusal(
+		add,
+		config,
+		context,
+		{kind: isForgetful ? 'drop' : 'reject'},
+		'has escaped capture and would reach the application without Envoy',
+	);
+}
+
+/** Nothing reaches the application, as there is no capture. */
+export function addInboundBlock(add: Add, config: CaptureConfig, context: PlanContext): void {
+	if (!capturesInbound(config)) return;
+	addInboundRefusal(add, config, context, {kind: 'reject'}, 'Envoy has not decided on it, and the settings say block');
+}
+
+function addInboundRefusal(
+	add: Add,
+	config: CaptureConfig,
+	context: PlanContext,
+	verdict: Verdict,
+	reason: string,
+): void {
+	const chain = 'filter_input';
+	add(chain, 'guard.loopback', {inInterface: 'lo'}, returns, 'the machine talks to itself');
 	for (const name of ignoredInterfaces(config, context.bridges))
 		add(chain, 'inbound.interface', {inInterface: name}, returns, `traffic from ${name} is not captured`);
 	addExclusions(add, chain, config, context);
-	for (const ports of capturedPorts(config))
-		add(
-			chain,
-			'block.inbound',
-			{...ports, isSyn: true},
-			{kind: 'reject'},
-			'Envoy has not decided on it, and the settings say block',
-		);
+	for (const ports of capturedPorts(config)) add(chain, 'guard.inbound', {...ports, isSyn: true}, verdict, reason);
 }
 
 export const capturesInbound = ({inboundPorts}: CaptureConfig): boolean =>

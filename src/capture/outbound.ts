@@ -1,6 +1,6 @@
 import type {CaptureConfig} from '../config/index.ts';
 import type {PlanContext} from './context.ts';
-import {addSparedSources, addStrayRules} from './guard-rules.ts';
+import {addForgetting, addSpared, addStrayRules} from './guard-rules.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
@@ -30,16 +30,9 @@ export function addEscapeGuard(
 	isForgetful: boolean,
 ): void {
 	const chain = 'filter_output';
-	if (isForgetful)
-		add(
-			chain,
-			'guard.forget',
-			{protocol: 'tcp', state: ['new']},
-			{kind: 'forget-soon'},
-			'a later connection between the same ports must not be taken for this one',
-		);
+	if (isForgetful) addForgetting(add, chain);
 	add(chain, 'guard.redirected', {isRewritten: true}, returns, 'goes to Envoy');
-	addSparedSources(add, context, config);
+	addSpared(add, context, config);
 	addSelection(add, family, config, context, guarding(isForgetful));
 }
 

@@ -1,7 +1,7 @@
 import {createHash} from 'node:crypto';
 import type {CaptureConfig} from '../config/index.ts';
 import {type HostFacts, type PlanContext, readContext} from './context.ts';
-import {addInboundBlock, addInboundRedirect, addInboundTproxy, capturesInbound} from './inbound.ts';
+import {addInboundBlock, addInboundGuard, addInboundRedirect, addInboundTproxy, capturesInbound} from './inbound.ts';
 import {addEscapeGuard, addOutbound, addOutboundBlock} from './outbound.ts';
 import {type Add, collect, familyOf, returns} from './passes.ts';
 import {type Family, families, type HostState, type Plan, type Rule} from './rules.ts';
@@ -22,9 +22,7 @@ export function planCapture(config: CaptureConfig, host: HostFacts): Plan {
 		addEscapeGuard(add, family, config, context, host.hasConntrackTimeouts);
 		(config.interception === 'tproxy' ? addInboundTproxy : addInboundRedirect)(add, family, config, context);
 		addDropInvalid(add, config);
-		// What TPROXY takes is not rewritten, and so cannot be told from what it has missed.
-		if (config.onAgentDown === 'block' && config.interception === 'redirect')
-			addInboundBlock(add, config, context, true);
+		addInboundGuard(add, config, context, host.hasConntrackTimeouts);
 	}
 	if (host.ipv6 === 'no-nat' && config.ipv6 !== 'ignore') addIpv6Refusal(collect('ip6', rules), config, context);
 	if (host.ipv6 === 'on' && config.ipv6 === 'reject') addIpv6Refusal(collect('ip6', rules), config, context);
@@ -38,7 +36,7 @@ export function planBlock(config: CaptureConfig, host: HostFacts): Plan {
 	for (const family of host.ipv6 === 'off' ? (['ip'] as const) : families) {
 		const add = collect(family, rules);
 		addOutboundBlock(add, family, config, context);
-		addInboundBlock(add, config, context, false);
+		addInboundBlock(add, config, context);
 	}
 	const nothing: HostState = {policyRouting: undefined, families: [], hasPassThroughAddress: false};
 	return finish('block', rules, nothing, ['traffic that ought to be captured is refused, as Envoy is not there']);

@@ -106,7 +106,7 @@ function renderMatch(match: Match): string[] {
 	if (match.protocol !== undefined) parts.push(`-p ${match.protocol}`);
 	if (match.destinationPort) parts.push(renderPorts(match.destinationPort));
 	if (match.sourcePort) parts.push(`-m multiport --sports ${match.sourcePort.join(',')}`);
-	if (match.isSyn) parts.push('--syn');
+	if (match.isSyn !== undefined) parts.push(match.isSyn ? '--syn' : '! --syn');
 	if (match.uid) parts.push(renderOwner('--uid-owner', match.uid));
 	if (match.gid) parts.push(renderOwner('--gid-owner', match.gid));
 	if (match.cgroup !== undefined) parts.push(`-m cgroup --path "${match.cgroup}"`);

@@ -120,13 +120,13 @@ function renderMatch(family: Family, match: Match): string[] {
 	const parts: string[] = [];
 	if (inInterface !== undefined) parts.push(`iifname "${inInterface}"`);
 	if (outInterface !== undefined) parts.push(`oifname "${outInterface}"`);
-	if (protocol !== undefined && !destinationPort && !sourcePort && !isSyn && !isNoReset)
+	if (protocol !== undefined && !destinationPort && !sourcePort && isSyn === undefined && !isNoReset)
 		parts.push(`meta l4proto ${protocol}`);
 	if (source) parts.push(`${family} saddr ${test(source, text => text)}`);
 	if (destination) parts.push(`${family} daddr ${test(destination, text => text)}`);
 	if (destinationPort) parts.push(`${protocol} dport ${test(destinationPort, list)}`);
 	if (sourcePort) parts.push(`${protocol} sport ${list(sourcePort)}`);
-	if (isSyn) parts.push('tcp flags & (syn | ack) == syn');
+	if (isSyn !== undefined) parts.push(`tcp flags & (syn | ack) ${isSyn ? '==' : '!='} syn`);
 	if (isNoReset) parts.push('tcp flags & rst == 0');
 	if (uid) parts.push(`meta skuid ${test(uid, list)}`);
 	if (gid) parts.push(`meta skgid ${test(gid, list)}`);

@@ -45,7 +45,7 @@ export function describeMatch(match: Match): string {
 	if (match.mark) parts.push(`mark ${test(match.mark, String)}`);
 	if (match.connectionMark !== undefined) parts.push(`connection mark ${match.connectionMark}`);
 	if (match.state) parts.push(match.state.join(' or '));
-	if (match.isSyn) parts.push('first packet');
+	if (match.isSyn !== undefined) parts.push(match.isSyn ? 'first packet' : 'later packet');
 	if (match.isNoReset) parts.push('no reset');
 	if (match.isRewritten) parts.push('redirected');
 	if (match.isOriginal) parts.push('from the side that began');

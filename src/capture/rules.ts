@@ -58,7 +58,7 @@ export interface Match {
 	readonly state?: readonly ('new' | 'established' | 'related' | 'invalid' | 'untracked')[];
 	/** The destination is an address of this machine, so the packet is not one to forward. */
 	readonly isDestinationLocal?: boolean;
-	/** The first packet of a TCP connection. */
+	/** The first packet of a TCP connection; false: a later one. */
 	readonly isSyn?: boolean;
 	/** Not the end of a connection by reset. */
 	readonly isNoReset?: boolean;

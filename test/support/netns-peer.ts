@@ -54,7 +54,7 @@ function ask({host, port, from, fromPort, hold, say = 'hi', withinMs = 3000}: Fi
 	});
 }
 
-function askAgain({hold, withinMs = 3000}: Fields): Promise<Fields> {
+function askAgain({hold, say = 'hi', withinMs = 3000}: Fields): Promise<Fields> {
 	const socket = held.get(Number(hold))!;
 	return new Promise(resolve => {
 		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
@@ -66,7 +66,7 @@ function askAgain({hold, withinMs = 3000}: Fields): Promise<Fields> {
 		socket.once('error', (error: NodeJS.ErrnoException) => end({error: error.code}));
 		socket.once('close', () => end({error: 'closed'}));
 		socket.on('data', chunk => end(JSON.parse(chunk.toString()) as Fields));
-		socket.write('hi\n');
+		socket.write(`${say}\n`);
 	});
 }
 

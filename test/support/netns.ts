@@ -230,8 +230,8 @@ export class Peer {
 		return this.send<Answer>('ask', {host, port, ...options});
 	}
 
-	askAgain(hold: number): Promise<Answer> {
-		return this.send<Answer>('askAgain', {hold});
+	askAgain(hold: number, options: {readonly say?: 'hi' | 'reset'} = {}): Promise<Answer> {
+		return this.send<Answer>('askAgain', {hold, ...options});
 	}
 
 	serveNames(host: string, port: number, name: string, options: {readonly silent?: boolean} = {}): Promise<unknown> {
@@ -367,6 +367,10 @@ async function startCatcher(
 function catcher(ipv6: boolean, isTransparent: boolean): unknown {
 	const families = ipv6 ? (['ip', 'ip6'] as const) : (['ip'] as const);
 	const any = (type: string, fields: object = {}) => ({'@type': `type.googleapis.com/envoy.${type}`, ...fields});
+	const proxyTo = (cluster: string) => ({
+		name: 'envoy.filters.network.tcp_proxy',
+		typed_config: any('extensions.filters.network.tcp_proxy.v3.TcpProxy', {stat_prefix: cluster, cluster}),
+	});
 	const directions = families.flatMap(family => [
 		{name: `outbound-${family}`, port: 15_001, family, source: undefined},
 		{name: `inbound-${family}`, port: 15_006, family, source: family === 'ip' ? '127.0.0.6' : '::6'},
@@ -392,50 +396,47 @@ function catcher(ipv6: boolean, isTransparent: boolean): unknown {
 					},
 				],
 				filter_chains: [
-					{
-						filters: [
-							{
-								name: 'envoy.filters.network.tcp_proxy',
-								typed_config: any('extensions.filters.network.tcp_proxy.v3.TcpProxy', {
-									stat_prefix: name,
-									cluster: name,
-								}),
-							},
-						],
-					},
+					// As istiod has it: a connection to the listener's own port was not redirected, and would go round for ever.
+					{filter_chain_match: {destination_port: port}, filters: [proxyTo('nowhere')]},
+					{filters: [proxyTo(name)]},
 				],
 			})),
-			clusters: directions.map(({name, family, source}) => ({
-				name,
-				// What TPROXY hands over has kept its destination, which Envoy then does not take for an original one.
-				...(isTransparent && source
-					? {
-							type: 'STATIC',
-							load_assignment: {
-								cluster_name: name,
-								endpoints: [
-									{
-										lb_endpoints: [
-											{endpoint: {address: {socket_address: {address: address.vm[family], port_value: 8080}}}},
-										],
-									},
-								],
+			clusters: [
+				{name: 'nowhere', type: 'STATIC', load_assignment: {cluster_name: 'nowhere'}},
+				...directions.map(({name, family, source}) => ({
+					name,
+					// What TPROXY hands over has kept its destination, which Envoy then does not take for an original one.
+					...(isTransparent && source
+						? {
+								type: 'STATIC',
+								load_assignment: {
+									cluster_name: name,
+									endpoints: [
+										{
+											lb_endpoints: [
+												{endpoint: {address: {socket_address: {address: address.vm[family], port_value: 8080}}}},
+											],
+										},
+									],
+								},
+							}
+						: {type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED'}),
+					connect_timeout: '2s',
+					...(source && !isTransparent
+						? {upstream_bind_config: {source_address: {address: source, port_value: 0}}}
+						: {}),
+					transport_socket: {
+						name: 'envoy.transport_sockets.upstream_proxy_protocol',
+						typed_config: any('extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport', {
+							config: {version: 'V1'},
+							transport_socket: {
+								name: 'envoy.transport_sockets.raw_buffer',
+								typed_config: any('extensions.transport_sockets.raw_buffer.v3.RawBuffer'),
 							},
-						}
-					: {type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED'}),
-				connect_timeout: '2s',
-				...(source && !isTransparent ? {upstream_bind_config: {source_address: {address: source, port_value: 0}}} : {}),
-				transport_socket: {
-					name: 'envoy.transport_sockets.upstream_proxy_protocol',
-					typed_config: any('extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport', {
-						config: {version: 'V1'},
-						transport_socket: {
-							name: 'envoy.transport_sockets.raw_buffer',
-							typed_config: any('extensions.transport_sockets.raw_buffer.v3.RawBuffer'),
-						},
-					}),
-				},
-			})),
+						}),
+					},
+				})),
+			],
 		},
 	};
 }

@@ -132,6 +132,31 @@ for (const backend of backends)
 		}
 	});
 
+for (const [backend, mode] of backends.flatMap(each => [[each, 'redirect'] as const, [each, 'tproxy'] as const]))
+	test.serial(
+		`escape › a peer takes the port of its connection from before the rules: ${backend}, ${mode}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend, '--capture-interception', mode]});
+			await world.startEnvoy({isTransparent: mode === 'tproxy'});
+			const [app, outside] = [await world.vm.peer(), await world.far.peer(0)];
+			const fromPort = {ip: nextPort++, ip6: nextPort++};
+			for (const host of ['0.0.0.0', '::']) await app.listen(host, 8080);
+			for (const family of families)
+				t.like(await outside.ask(address.vm[family], 8080, {hold: holds[family], fromPort: fromPort[family]}), {
+					via: 'direct',
+				});
+			t.is((await world.capture(['apply'])).code, 0);
+			for (const family of families) {
+				t.like(await outside.askAgain(holds[family]), {via: 'direct'}, `${family}: the old one goes on`);
+				t.deepEqual(await outside.askAgain(holds[family], {say: 'reset'}), {error: 'ECONNRESET'});
+				const answer = await outside.ask(address.vm[family], 8080, {fromPort: fromPort[family], withinMs: 20_000});
+				if (backend === 'nft') t.like(answer, {via: 'envoy'}, family);
+				else t.not(answer.via, 'direct', `${family}: ${JSON.stringify(answer)}`);
+			}
+		},
+	);
+
 for (const backend of backends)
 	test.serial(`escape › others exempt packets from connection tracking: ${backend}`, async t => {
 		if (skippedWithout(t, toolsOf(backend))) return;

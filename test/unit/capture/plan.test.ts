@@ -156,3 +156,17 @@ test('plan › connections from before the rules are ended only if the settings 
 	t.true(ids.indexOf('guard.answer') < ids.indexOf('outbound.capture-older'));
 	t.true(ids.lastIndexOf('outbound.own') < ids.indexOf('outbound.capture-older'), "Envoy's own go on");
 });
+
+test('plan › what comes in without having been redirected is refused behind every redirect, but for what is never captured', t => {
+	for (const interception of ['redirect', 'tproxy'] as const) {
+		const ids = idsOf(planCapture(settings({interception}), host).rules, 'ip6', 'filter_input');
+		t.true(ids.indexOf('guard.redirected') < ids.indexOf('guard.inbound'));
+		t.true(ids.lastIndexOf('inbound.never') < ids.indexOf('guard.inbound'), 'SSH');
+	}
+	const {rules} = planCapture(settings({interception: 'tproxy'}), host);
+	const chain = idsOf(rules, 'ip', 'mangle_prerouting');
+	t.true(
+		chain.indexOf('inbound.capture') < chain.indexOf('inbound.established'),
+		'no first packet is taken for an old one',
+	);
+});
