@@ -10,6 +10,7 @@ import {type Lookup, lookUp} from './lookup.ts';
 import {decodeName, encodeName, rcode} from './message.ts';
 import {largestTable, type NameTable, parseNameTable} from './name-table.ts';
 import {replyUnreadable} from './replies.ts';
+import {type Resolved, type Run, routingDomains, startResolved} from './resolved.ts';
 import {loadTable, TableSaver} from './saved-table.ts';
 import {renderAddress} from './server-address.ts';
 import {Tally} from './tally.ts';
@@ -25,6 +26,8 @@ export interface DnsDeps {
 	readonly metrics: Metrics;
 	readonly log: Logger;
 	readonly gate: Gate;
+	/** Runs programs, with mode `resolved`. */
+	readonly run?: Run;
 }
 
 export interface DnsStatus {
@@ -36,6 +39,8 @@ export interface DnsStatus {
 	/** ISO 8601. */
 	readonly tableReceivedAt: string | undefined;
 	readonly meshDomains: readonly string[];
+	/** Domains for which systemd-resolved asks us, with mode `resolved`. */
+	readonly routedDomains: number | undefined;
 	readonly searchDomains: readonly string[];
 	readonly upstreamsFrom: string;
 	readonly upstreams: readonly UpstreamReport[];
@@ -140,17 +145,21 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 				`${renderAddress(bad.address, bad.port)}: ${bad.reason}`,
 				`see who does with: ss -lunp 'sport = :${bad.port}'; end it, or set dns.port`,
 			);
+		else if (isHeard && resolved?.problem) gate.close(resolved.problem.message, resolved.problem.hint);
 		else if (!isHeard) gate.close('no address to listen on', 'set dns.addresses to addresses of this machine');
 		else if (answerer.zone) gate.open(`${answerer.zone.hosts} names`);
 		else if (table === 'none') gate.close('waiting for the name table of the control plane');
 		else gate.close('reading the saved name table');
 	};
 
+	let resolved: Resolved | undefined;
+	const route = () => resolved?.setDomains(routingDomains(meshDomains, answerer.zone?.fullNames ?? []));
 	let onZone = () => {};
 	const builder = new ZoneBuilder(
 		{namespace: deps.workload.namespace, clusterDomain, ttlSeconds: config.ttlSeconds},
 		zone => {
 			answerer.setZone(zone);
+			route();
 			updateGate();
 			onZone();
 		},
@@ -193,6 +202,12 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 	const known = Promise.race([Promise.all([load(), upstreams.refresh()]), timeout]);
 	void known.then(release, release);
 	await listeners.start();
+	const [heard] = listeners.states.filter(({state}) => state === 'listening');
+	if (config.mode === 'resolved' && heard) {
+		const server = renderAddress(heard.address, heard.port);
+		resolved = startResolved({link: config.link, server, clock, log, run: deps.run, onChange: updateGate});
+		route();
+	}
 	updateGate();
 	metrics.gaugeFrom('dns_names', 'Host names in the name table', () => answerer.zone?.hosts);
 	metrics.gaugeFrom('dns_in_flight', 'Questions that other servers have been asked', () => forwarder.inFlight);
@@ -233,13 +248,16 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 				table,
 				tableReceivedAt: receivedAt?.toISOString(),
 				meshDomains,
+				routedDomains: resolved?.domains.length,
 				searchDomains: search.map(decodeName),
 				upstreamsFrom: source,
 				upstreams: servers,
 				inFlight: forwarder.inFlight,
 				connections: listeners.connections,
 				queries: tally.report(),
-				warnings: [tableProblem, saver.problem, problem].filter(warning => warning !== undefined),
+				warnings: [tableProblem, saver.problem, problem, resolved?.problem?.message, leftOf(resolved)].filter(
+					warning => warning !== undefined,
+				),
 			};
 		},
 		lookup: async question => {
@@ -249,6 +267,8 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 		stop: async () => {
 			stopping.abort();
 			builder.stop();
+			// While we still answer.
+			await resolved?.stop();
 			await listeners.stop();
 			forwarder.stop();
 			await upstreams.stop();
@@ -286,3 +306,8 @@ function countUpstreams(metrics: Metrics, all: Upstreams['all']): void {
 		rows(({answered}) => answered),
 	);
 }
+
+const leftOf = (resolved: Resolved | undefined): string | undefined =>
+	resolved && resolved.left > 0
+		? `systemd-resolved takes no more than ${resolved.domains.length} domains: ${resolved.left} host names are not asked of the agent (set dns.mesh-domains to domains that hold them)`
+		: undefined;

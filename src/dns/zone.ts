@@ -97,6 +97,11 @@ export class Zone {
 		this.#wildcards = wildcards;
 	}
 
+	/** Of all hosts, as the table has them. */
+	get fullNames(): Iterable<string> {
+		return new Set([...this.names.values()].map(({name}) => name));
+	}
+
 	/**
 	 * The host that a name belongs to: by that name, without one of the search domains that a resolver has put behind
 	 * it, or by a wildcard, the longest first.
