@@ -3,12 +3,17 @@ import {table} from './settings.ts';
 import type {CaptureConfig, ProxyConfig, StatusConfig} from './types.ts';
 
 export interface CaptureSurroundings {
+	/** Whether questions are to be led to the agent, and where it answers them. */
 	readonly isDnsCaptured: boolean;
+	readonly dnsPort: number;
 	readonly proxy: ProxyConfig;
 	readonly status: StatusConfig;
 }
 
-export function readCapture(resolver: Resolver, {isDnsCaptured, proxy, status}: CaptureSurroundings): CaptureConfig {
+export function readCapture(
+	resolver: Resolver,
+	{isDnsCaptured, dnsPort, proxy, status}: CaptureSurroundings,
+): CaptureConfig {
 	const dns = resolver.take(table.captureDns);
 	resolver.note('capture.ownPorts', resolver.origins.get(table.statusPort.leaf) ?? byDefault);
 	return {
@@ -42,7 +47,8 @@ export function readCapture(resolver: Resolver, {isDnsCaptured, proxy, status}: 
 		excludeUnits: resolver.take(table.captureExcludeUnits),
 		loopbackCidr: resolver.take(table.captureLoopback),
 		dns: dns === 'auto' ? (isDnsCaptured ? 'servers' : 'off') : dns,
-		dnsPort: resolver.take(table.captureDnsPort),
+		dnsPort: resolver.orElse(table.captureDnsPort, dnsPort, resolver.origins.get(table.dnsPort.leaf) ?? byDefault)
+			.value,
 		ipv6: resolver.take(table.captureIpv6),
 		dropInvalid: resolver.take(table.captureDropInvalid),
 		tproxyMark: resolver.take(table.tproxyMark),

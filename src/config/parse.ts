@@ -90,7 +90,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	const relay = readRelay(resolver, workload.isDnsCaptured);
 	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
 	const status = readStatus(resolver, workload.addresses);
-	const capture = readCapture(resolver, {isDnsCaptured: workload.isDnsCaptured, proxy, status});
+	const capture = readCapture(resolver, {isDnsCaptured: dns.mode === 'capture', dnsPort: dns.port, proxy, status});
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(
 		configs.map(({parsed}) => parsed.fields),

@@ -937,7 +937,12 @@ export const table = {
 		'Questions to the servers of resolv.conf, to any server, or none. auto: servers, if workload.dns-capture is on',
 		{istio: [{name: 'CAPTURE_ALL_DNS', read: value => (value !== '' && isTrue(value) ? 'all' : undefined)}]},
 	),
-	captureDnsPort: setting('capture.dns-port', values.port, '15053', 'Where the agent answers them'),
+	captureDnsPort: setting(
+		'capture.dns-port',
+		values.port,
+		undefined,
+		'Where the agent answers them. Default: dns.port',
+	),
 	captureIpv6: setting(
 		'capture.ipv6',
 		values.choice('capture', 'reject', 'ignore'),
