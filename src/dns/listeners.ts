@@ -45,7 +45,7 @@ export class Listeners {
 	readonly #states = new Map<string, ListenerState>();
 	readonly #pairs = new Map<string, Pair>();
 	readonly #stopping = new AbortController();
-	#retrying: Promise<void> = Promise.resolve();
+	#retrying: Promise<void> | undefined;
 
 	constructor(deps: ListenersDeps) {
 		this.#deps = deps;
@@ -54,7 +54,7 @@ export class Listeners {
 	/** Tries each address once; what could not be bound is tried again behind the scenes. */
 	async start(): Promise<void> {
 		await Promise.all(this.#deps.addresses.map(address => this.#open(address)));
-		this.#retrying = this.#retry().catch(() => {}); // stopped
+		this.#startRetrying();
 	}
 
 	get states(): readonly ListenerState[] {
@@ -72,6 +72,14 @@ export class Listeners {
 		this.#pairs.clear();
 	}
 
+	#startRetrying(): void {
+		this.#retrying ??= this.#retry()
+			.catch(() => {}) // stopped
+			.finally(() => {
+				this.#retrying = undefined;
+			});
+	}
+
 	async #retry(): Promise<void> {
 		const {clock, addresses} = this.#deps;
 		for (;;) {
@@ -85,14 +93,20 @@ export class Listeners {
 	async #open(address: string): Promise<void> {
 		const {port, ask} = this.#deps;
 		const failed = (error: Error) => this.#set({address, port, ...explain(error)});
+		const lost = (error: Error) => {
+			const pair = this.#pairs.get(address);
+			this.#pairs.delete(address);
+			failed(error);
+			void Promise.all([pair?.udp.close(), pair?.tcp.close()]).then(() => this.#startRetrying());
+		};
 		let udp: UdpServer | undefined;
 		try {
-			udp = await startUdpServer(address, port, (message, respond) => ask(message, false, undefined, respond), failed);
+			udp = await startUdpServer(address, port, (message, respond) => ask(message, false, undefined, respond), lost);
 			const tcp = await startTcpServer(
 				address,
 				udp.port,
 				(message, respond) => ask(message, true, largestMessage, respond),
-				failed,
+				lost,
 			);
 			this.#pairs.set(address, {udp, tcp});
 			this.#set({address, port: udp.port, state: 'listening'});

@@ -28,20 +28,28 @@ export const largestTable = 128 * 2 ** 20;
  */
 export function parseNameTable(message: Buffer): NameTable {
 	const table = new Map<string, NameInfo>();
+	const kept = new Map<string, string>();
+	// Thousands of hosts have the same few; a string each would be most of the memory.
+	const keep = (text: string): string => {
+		if (!kept.has(text)) kept.set(text, text);
+		return kept.get(text)!;
+	};
 	for (const field = new FieldReader(message); field.next(); ) {
 		if (field.number !== 1) continue;
 		let host = '';
 		let info: NameInfo | undefined;
 		for (const entry = field.message(); entry.next(); ) {
 			if (entry.number === 1) host = entry.string().toLowerCase();
-			else if (entry.number === 2) info = parseNameInfo(entry.message());
+			else if (entry.number === 2) info = parseNameInfo(entry.message(), keep);
 		}
 		if (info && info.addresses.length > 0 && encodeName(host) !== undefined) table.set(host, info);
 	}
 	return table;
 }
 
-function parseNameInfo(field: FieldReader): NameInfo {
+const none: readonly string[] = [];
+
+function parseNameInfo(field: FieldReader, keep: (text: string) => string): NameInfo {
 	const addresses: string[] = [];
 	const otherNames: string[] = [];
 	let [registry, shortName, namespace] = ['', '', ''];
@@ -49,10 +57,10 @@ function parseNameInfo(field: FieldReader): NameInfo {
 		if (field.number === 1) {
 			const address = field.string();
 			if (isIP(address) && !address.includes('%')) addresses.push(address);
-		} else if (field.number === 2) registry = field.string();
+		} else if (field.number === 2) registry = keep(field.string());
 		else if (field.number === 3) shortName = field.string();
-		else if (field.number === 4) namespace = field.string();
+		else if (field.number === 4) namespace = keep(field.string());
 		else if (field.number === 5) otherNames.push(field.string());
 	}
-	return {addresses, registry, shortName, namespace, otherNames};
+	return {addresses, registry, shortName, namespace, otherNames: otherNames.length > 0 ? otherNames : none};
 }

@@ -63,7 +63,7 @@ class Connection {
 		this.#socket.on('data', chunk => {
 			for (const message of this.#frames.read(chunk as Buffer)) this.#receive(message);
 		});
-		this.#socket.on('error', error => this.#end(systemCode(error) === 'ECONNREFUSED' ? 'refused' : 'closed'));
+		this.#socket.on('error', error => this.#end(systemCode(error) === 'ECONNRESET' ? 'closed' : 'refused'));
 		this.#socket.on('close', () => this.#end('closed'));
 		this.#socket.on('end', () => this.#end('closed'));
 	}

@@ -1,10 +1,13 @@
 import {createSocket, type Socket} from 'node:dgram';
 import {isIPv6} from 'node:net';
-import {systemCode} from '../errors.ts';
 import {isAnswerTo} from './message.ts';
 import {randomId} from './random-id.ts';
 
-/** What became of one question to one server. @param answer - undefined: none came, and `why` says so */
+/**
+ * What became of one question to one server.
+ * @param answer - undefined: none came, and `why` says so: `refused` by the network or who listens there, `expired`, or
+ * `closed` by us or by the end of a connection
+ */
 export type Settle = (answer: Buffer | undefined, why?: 'refused' | 'expired' | 'closed') => void;
 
 export interface Asked {
@@ -101,7 +104,11 @@ class Pipe {
 			lookup: (host, _options, callback) => callback(null, host, family),
 		});
 		this.#socket.on('message', message => this.#receive(message));
-		this.#socket.on('error', error => this.#fail(systemCode(error) === 'ECONNREFUSED' ? 'refused' : 'closed'));
+		this.#socket.on('error', () => {
+			// Not connected: no route, no file descriptor left. Another socket may fare better, later.
+			if (this.#backlog) this.#sent = Number.POSITIVE_INFINITY;
+			this.#fail('refused');
+		});
 		this.#socket.on('connect', () => {
 			const backlog = this.#backlog ?? [];
 			this.#backlog = undefined;
@@ -149,7 +156,7 @@ class Pipe {
 		if (this.#isClosed) return;
 		// An error that an earlier packet has caused is told to the next one, which was then not sent.
 		this.#socket.send(message, 0, message.length, error => {
-			if (error) this.#fail(systemCode(error) === 'ECONNREFUSED' ? 'refused' : 'closed');
+			if (error) this.#fail('refused');
 		});
 	}
 

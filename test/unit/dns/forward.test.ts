@@ -34,6 +34,16 @@ test('upstreams › a server that nobody runs costs no time: the next is asked a
 	await until(() => world.dns.status().upstreams[0]!.state === 'silent', 'the first is known for silent');
 });
 
+test('upstreams › a server that the network does not lead to costs no time', async t => {
+	const good = await startFakeServer(t, query => replyWith(query, 0, ['192.0.2.1']));
+	// Without the right to broadcast, the kernel refuses this at once and nothing leaves the machine.
+	const unreachable = {address: '255.255.255.255', port: 53};
+	const world = await startWorld(t, {upstreams: [unreachable, at(good.port)]}, {resolvConf: ''});
+	for (let round = 0; round < 10; round++)
+		t.deepEqual((await ask(world, `${round}.example.com`)).values, ['192.0.2.1']);
+	t.is(world.dns.status().upstreams[0]!.state, 'silent');
+});
+
 test('upstreams › a silent server delays the first questions a little and later ones not at all', async t => {
 	const good = await startFakeServer(t, query => replyWith(query, 0, ['192.0.2.1']));
 	const world = await startWorld(t, {upstreams: [at(await silentPort(t)), at(good.port)]}, {resolvConf: ''});
