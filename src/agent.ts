@@ -19,7 +19,7 @@ const gates = ['identity', 'configuration', 'proxy', 'dns', 'registration'] as c
  * the gates say what is still missing.
  *
  * Envoy takes longest, and needs nothing of the mesh for its first 60 ms; so it is started first, and the code that
- * speaks to the mesh is loaded meanwhile (decision 0008).
+ * speaks to the mesh is loaded meanwhile (decision 0009).
  */
 export async function runAgent(
 	{config, files, warnings}: LoadedConfig,
