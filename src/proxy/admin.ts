@@ -1,3 +1,4 @@
+import {existsSync} from 'node:fs';
 import {request} from 'node:http';
 import {AgentError} from '../errors.ts';
 
@@ -86,6 +87,11 @@ export class AdminClient {
 				reject(
 					new AgentError('proxy.admin_failed', `${method} ${path} on ${this.socketPath}: ${cause.message}`, {cause}),
 				);
+			// While Envoy boots it is asked often, and a connection that cannot be made costs a millisecond.
+			if (!existsSync(this.socketPath)) {
+				fail(Object.assign(new Error(`there is no ${this.socketPath}`), {code: 'ENOENT'}));
+				return;
+			}
 			// No keep-alive: an idle connection to an Envoy that is gone would fail the next call.
 			const outgoing = request({socketPath: this.socketPath, method, path, agent: false}, incoming => {
 				const chunks: Buffer[] = [];
