@@ -2,7 +2,7 @@ import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {LoadedConfig} from './config/index.ts';
 import {buildNode} from './control-plane/node-metadata.ts';
 import {dnsAddressOf} from './dns/server-address.ts';
-import {openState} from './identity/state-dir.ts';
+import {holdState} from './identity/state-dir.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
 import {startMemoryKeeper} from './lifecycle/memory.ts';
 import {startSystemdNotifier} from './lifecycle/systemd.ts';
@@ -56,7 +56,7 @@ export async function runAgent(
 			}),
 		);
 		const hasState = config.identity.source.kind === 'control-plane';
-		const state = hasState ? await openState(config.identity, workload, clock.now()) : undefined;
+		const state = hasState ? await holdState(config.identity, workload, clock) : undefined;
 		// So that a command can tell whether this agent runs with what is on disk now.
 		status.add('configuration', () => ({files}));
 		const proxyStarts = parts.start('proxy', () =>

@@ -2,7 +2,7 @@ import type {Config} from './config/index.ts';
 import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
-import type {StateDir} from './identity/state-dir.ts';
+import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
@@ -16,7 +16,7 @@ export interface MeshDeps {
 	readonly config: Config;
 	readonly node: Node;
 	/** Where certificates are kept, if they are. */
-	readonly state: StateDir | undefined;
+	readonly state: HeldState | undefined;
 	/** Takes the name table; undefined when names are not answered here. */
 	readonly dns: Dns | undefined;
 	readonly readiness: Readiness;

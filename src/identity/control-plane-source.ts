@@ -4,7 +4,7 @@ import {startKeeper} from './keeper.ts';
 import {assertKeyType, generateKey} from './key.ts';
 import {startRotator} from './rotator.ts';
 import type {Source, SourceDeps} from './source.ts';
-import {openState, spiffeIdOf} from './state-dir.ts';
+import {holdState, spiffeIdOf} from './state-dir.ts';
 import type {StoredPair} from './store.ts';
 import {watchToken} from './token-watch.ts';
 import type {CertificateRequest} from './types.ts';
@@ -21,7 +21,8 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 	const {config, workload, served, requestCertificate, clock, random, log} = deps;
 	assertKeyType(config.keyType);
 	const spiffeId = spiffeIdOf(workload);
-	const state = deps.state ?? (await openState(config, workload, clock.now()));
+	const held = deps.state ?? (await holdState(config, workload, clock));
+	const state = await held.open();
 	for (const problem of state.problems) log.warn({problem}, 'stored certificate passed over');
 	for (const warning of state.warnings()) log.warn({reason: warning}, 'the state directory cannot be written');
 	let generation = state.newest;

@@ -1,6 +1,7 @@
 import type {IdentityConfig} from '../config/types.ts';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
 import {systemFs} from '../lifecycle/atomic-file.ts';
+import type {Clock} from '../lifecycle/index.ts';
 import {acquireLock, type Lock} from '../lifecycle/lock.ts';
 import {type VerifiedPair, verifyPair} from './certificate.ts';
 import {openStore, prepareStateDir, type StoredGeneration, type StoredPair, stateError} from './store.ts';
@@ -19,28 +20,56 @@ export interface StateDir {
 	close(): Promise<void>;
 }
 
+/** The state directory, found usable and locked, but not read yet. */
+export interface HeldState {
+	/** Reads it, once. @throws AgentError identity.state_unusable */
+	open(): Promise<StateDir>;
+}
+
 /**
- * Locks the directory and loads from it. A directory that can only be read still serves a valid pair, with a warning;
- * without one there is nothing to wait for, as every certificate would be lost with the process.
+ * Locks the directory. One that can only be read still serves a valid pair, with a warning; without such a pair there
+ * is nothing to wait for, as every certificate would be lost with the process.
  * @throws AgentError identity.state_unusable, identity.state_locked
  */
-export async function openState(
+export async function holdState(
 	{stateDir: dir}: Pick<IdentityConfig, 'stateDir'>,
 	workload: IdentityDeps['workload'],
-	now: Date,
-): Promise<StateDir> {
-	const spiffeId = spiffeIdOf(workload);
+	clock: Clock,
+): Promise<HeldState> {
 	await prepareStateDir(dir);
-	const store = openStore(dir, systemFs);
 	let lock: Lock | undefined;
 	let unwritable: unknown;
 	try {
 		lock = await acquireLock(`${dir}/lock`);
-		await store.removeLeftovers();
 	} catch (error) {
 		// Only the disk's refusals can be lived with; a lock that another agent holds cannot.
 		if (error instanceof AgentError || systemCode(error) === undefined) throw error;
 		unwritable = error;
+	}
+	let opened: Promise<StateDir> | undefined;
+	const open = () => {
+		opened ??= openState(dir, spiffeIdOf(workload), clock.now(), lock, unwritable);
+		return opened;
+	};
+	if (unwritable) await open();
+	return {open};
+}
+
+async function openState(
+	dir: string,
+	spiffeId: string,
+	now: Date,
+	held: Lock | undefined,
+	refusal: unknown,
+): Promise<StateDir> {
+	const store = openStore(dir, systemFs);
+	let lock = held;
+	let unwritable = refusal;
+	if (lock) {
+		await store.removeLeftovers().catch((error: unknown) => {
+			if (systemCode(error) === undefined) throw error;
+			unwritable = error;
+		});
 	}
 	const {generations, problems} = await store.load().catch(error => {
 		throw stateError(dir, error);

@@ -2,7 +2,7 @@ import type {IdentityConfig, WorkloadConfig} from '../config/types.ts';
 import type {ErrorCode} from '../errors.ts';
 import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger, Secret} from '../log.ts';
-import type {StateDir} from './state-dir.ts';
+import type {HeldState} from './state-dir.ts';
 
 /** A key, the certificate chain for it and the roots that came with it: always whole, never changed in place. */
 export interface WorkloadCertificate {
@@ -111,8 +111,8 @@ export interface IdentityDeps {
 	readonly log: Logger;
 	readonly gate: Gate;
 	readonly metrics: Metrics;
-	/** Opened already, see `openState`; otherwise it is opened where it is needed. */
-	readonly state?: StateDir | undefined;
+	/** Locked already, see `holdState`; otherwise that is done where it is needed. */
+	readonly state?: HeldState | undefined;
 	/** Upper bound of the wait between joining and the trial renewal without the token; 60 s unless said. */
 	readonly trialDelayMs?: number;
 }

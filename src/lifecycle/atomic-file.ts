@@ -33,17 +33,21 @@ export function temporaryName(): string {
 	return `${temporaryPrefix}${process.pid}-${randomBytes(6).toString('hex')}`;
 }
 
-/** Creates a file, which must not exist (a symlink in its place counts), and returns when its bytes are on the disk. */
+/**
+ * Creates a file, which must not exist (a symlink in its place counts), and returns when its bytes are on the disk.
+ * @param isDurable - false for what means nothing after a power cut
+ */
 export async function writeNewFile(
 	path: string,
 	data: string | Uint8Array,
 	mode: number,
 	fs = systemFs,
+	isDurable = true,
 ): Promise<void> {
 	const file = await fs.open(path, 'wx', mode);
 	try {
 		await file.writeFile(data);
-		await file.sync();
+		if (isDurable) await file.sync();
 	} finally {
 		await file.close();
 	}

@@ -35,7 +35,8 @@ export async function acquireLock(path: string): Promise<Lock> {
 	const temporary = `${dirname(path)}/${temporaryName()}`;
 	try {
 		// On a full disk it may be there without its content.
-		await writeNewFile(temporary, render(self), 0o600);
+		// Its holder does not outlive a power cut either.
+		await writeNewFile(temporary, render(self), 0o600, systemFs, false);
 		for (;;) {
 			const last = lockNumbers(path).at(-1) ?? 0;
 			if (last > 0) await refuseIfHeld(path, last);

@@ -165,7 +165,8 @@ export async function listFiles(directory: string): Promise<string[]> {
 	return entries
 		.filter(entry => !entry.isDirectory())
 		.map(entry => join(entry.parentPath, entry.name).slice(directory.length + 1))
-		.filter(path => !path.startsWith('log/'))
+		// Of Envoy and of the name server, in their own time.
+		.filter(path => !/^(?:log|dns)\//.test(path))
 		.map(path => path.replace(/^identity\/lock\.\d+$/, 'identity/lock'))
 		.sort();
 }
