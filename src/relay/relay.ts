@@ -24,7 +24,7 @@ export interface RelayStatus {
 	readonly sessions: number;
 	readonly resources: Readonly<Record<string, number>>;
 	readonly cacheBytes: number;
-	/** Latest refusal of each type; gone once Envoy takes an update of that type. */
+	/** Latest refusal of each type and Envoy; gone once that Envoy takes something else for all that it refused, or is gone. */
 	readonly rejections: readonly Rejection[];
 	/** What was taken out because this Envoy lacks it. */
 	readonly removals: readonly Removal[];
@@ -71,6 +71,13 @@ export interface RelayDeps {
  */
 const dataPlaneGraceMs = 10_000;
 
+/** An answer of the control plane that it has no acknowledgement for yet. */
+interface Pending {
+	readonly nonce: string;
+	/** What is to be said of it even if Envoy takes all that is new in it: Envoy has refused the rest before. */
+	readonly refusal: ErrorDetail | undefined;
+}
+
 /** How many distinct removals are remembered for status. */
 const maxRemovals = 500;
 
@@ -78,8 +85,7 @@ export function startRelay(deps: RelayDeps): Relay {
 	const {config, gate, clock, log, metrics} = deps;
 	const cache = new Cache();
 	const sessions = new Set<Session>();
-	const pending = new Map<string, string>();
-	const rejections = new Map<string, Rejection>();
+	const pending = new Map<string, Pending>();
 	const removals = new Map<string, Removal>();
 	const listeners = new Set<() => void>();
 	let hasLeft = false;
@@ -126,7 +132,8 @@ export function startRelay(deps: RelayDeps): Relay {
 		const change = await type.apply(response.resources, response.removed, isWhole);
 		cache.tidy();
 		if (url === typeUrl.cluster) followEndpoints(change);
-		pending.set(url, response.nonce);
+		// What Envoy has refused and gets again unchanged is not sent to it: it would refuse it again.
+		pending.set(url, {nonce: response.nonce, refusal: standingRefusal(response, change)});
 		let isConcerned = false;
 		for (const session of sessions) if (session.update(url, change, type.isComplete)) isConcerned = true;
 		if (!isConcerned) answered(url, response.nonce, undefined);
@@ -162,11 +169,24 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	/** Envoy's word on an answer, or ours when no Envoy is concerned; passed on to the control plane. */
 	function answered(url: string, nonce: string | undefined, error: ErrorDetail | undefined): void {
-		if (error) rejections.set(url, {type: shortType(url), message: error.message, at: clock.now()});
-		else rejections.delete(url);
-		if (nonce === undefined || pending.get(url) !== nonce) return;
+		const owed = pending.get(url);
+		if (nonce === undefined || owed?.nonce !== nonce) return;
 		pending.delete(url);
-		upstream.acknowledge(url, nonce, error);
+		upstream.acknowledge(url, nonce, error ?? owed.refusal);
+	}
+
+	function standingRefusal(response: Response, change: Change): ErrorDetail | undefined {
+		for (const session of sessions) {
+			const refusal = session.standingRefusal(response, change);
+			if (refusal) return refusal;
+		}
+		return undefined;
+	}
+
+	function rejections(): Rejection[] {
+		return [...sessions].flatMap(session =>
+			[...session.refusals()].map(({url, error, at}) => ({type: shortType(url), message: error.message, at})),
+		);
 	}
 
 	/** Names nobody needs any more. */
@@ -182,8 +202,9 @@ export function startRelay(deps: RelayDeps): Relay {
 			protocol,
 			call,
 			cache,
-			upstreamNonce: url => pending.get(url),
+			upstreamNonce: url => pending.get(url)?.nonce,
 			removeUnknownExtensions: config.removeUnknownExtensions,
+			clock,
 			log,
 			onSubscribe: (url, names) => upstream.subscribe(url, names),
 			onUnsubscribe: (url, names) => {
@@ -233,7 +254,7 @@ export function startRelay(deps: RelayDeps): Relay {
 
 	/** After an Envoy is gone: what it still owed an answer to is answered for it, and with none left the mesh is left too. */
 	function settle(): void {
-		for (const [url, nonce] of pending) {
+		for (const [url, {nonce}] of pending) {
 			if (![...sessions].some(session => session.watches(url))) answered(url, nonce, undefined);
 		}
 		if (sessions.size === 0 && !hasLeft) startGrace();
@@ -281,7 +302,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			sessions: sessions.size,
 			resources: Object.fromEntries([...cache.types()].map(([url, type]) => [shortType(url), type.resources.size])),
 			cacheBytes: cache.heldBytes,
-			rejections: [...rejections.values()],
+			rejections: rejections(),
 			removals: [...removals.values()],
 		}),
 		onChange: listener => {

@@ -1,5 +1,6 @@
 import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {ServerDuplexStream} from '@grpc/grpc-js';
+import type {Clock} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
 import {type Cache, type CachedResource, type Change, versionOf} from './cache.ts';
@@ -11,8 +12,10 @@ import {
 	parseDeltaRequest,
 	parseSotwRequest,
 	type Request,
+	type Response,
 } from './envelope.ts';
 import {parseNodeExtensions} from './extensions.ts';
+import {Refusals} from './refusals.ts';
 import {createRewriter, type Removal, type Rewriter} from './rewrite.ts';
 
 export type DownstreamProtocol = 'delta' | 'sotw';
@@ -34,6 +37,7 @@ export interface SessionDeps extends SessionEvents {
 	/** Latest answer of the control plane of this type that is not acknowledged yet. */
 	readonly upstreamNonce: (url: string) => string | undefined;
 	readonly removeUnknownExtensions: 'auto' | 'never';
+	readonly clock: Clock;
 	readonly log: Logger;
 }
 
@@ -58,7 +62,8 @@ interface TypeState {
 	isAllDirty: boolean;
 	/** Whether anything was answered on this stream: Envoy waits for the first answer even if it is empty. */
 	hasAnswered: boolean;
-	outstanding: {nonce: string; upstreamNonce: string | undefined} | undefined;
+	outstanding: {nonce: string; upstreamNonce: string | undefined; names: readonly string[]} | undefined;
+	readonly refusals: Refusals;
 }
 
 /** Resources handled before other work gets a turn: about a millisecond's worth. */
@@ -132,6 +137,16 @@ export class Session {
 		return isConcerned;
 	}
 
+	/** What Envoy still does not have because it refused it, by type. */
+	*refusals(): Generator<{readonly url: string; readonly error: ErrorDetail; readonly at: Date}> {
+		for (const [url, {refusals}] of this.#types) if (refusals.latest) yield {url, ...refusals.latest};
+	}
+
+	/** What Envoy has said of something in this answer, if it is unchanged since and Envoy still refuses it. */
+	standingRefusal({typeUrl: url, resources}: Response, {changed}: Change): ErrorDetail | undefined {
+		return this.#types.get(url)?.refusals.standing(resources.names, changed);
+	}
+
 	close(): void {
 		this.#isClosed = true;
 	}
@@ -176,6 +191,7 @@ export class Session {
 			isAllDirty: isWildcard,
 			hasAnswered: false,
 			outstanding: undefined,
+			refusals: new Refusals(),
 		};
 		if (isWildcard) for (const [name, version] of initialVersions) state.held.set(this.#intern(url, name), version);
 		this.#types.set(url, state);
@@ -194,8 +210,11 @@ export class Session {
 		const {outstanding} = state;
 		if (!outstanding || outstanding.nonce !== nonce) return;
 		state.outstanding = undefined;
-		if (error)
-			this.#deps.log.warn({type: shortType(url), code: error.code, reason: error.message}, 'envoy refused an update');
+		const {log, clock} = this.#deps;
+		if (error) {
+			log.warn({type: shortType(url), code: error.code, reason: error.message}, 'envoy refused an update');
+			state.refusals.note(error, outstanding.names, clock.now());
+		} else state.refusals.taken(outstanding.names);
 		this.#deps.onAnswered(url, outstanding.upstreamNonce, error);
 	}
 
@@ -295,17 +314,17 @@ export class Session {
 		const {answer, sent, replaced, removed} = await this.#compose(url, state, names);
 		if (this.#isClosed) return;
 		const isOwed = state.isWildcard && !state.hasAnswered;
-		if (sent === 0 && removed.length === 0 && !isOwed) {
+		if (sent.length === 0 && removed.length === 0 && !isOwed) {
 			this.#deps.onAnswered(url, coveredNonce, undefined);
 			return;
 		}
 		const nonce = String(++this.#nonce);
 		const message = answer.finish(url, nonce, removed);
 		if (url === typeUrl.cluster) this.#oweEndpoints(replaced);
-		state.outstanding = {nonce, upstreamNonce: coveredNonce};
+		state.outstanding = {nonce, upstreamNonce: coveredNonce, names: [...sent, ...removed]};
 		state.hasAnswered = true;
 		log.debug(
-			{type: shortType(url), sent, removed: removed.length, all: isAll, bytes: message.length},
+			{type: shortType(url), sent: sent.length, removed: removed.length, all: isAll, bytes: message.length},
 			'sent to envoy',
 		);
 		this.#isBlocked = !call.write(message);
@@ -326,7 +345,7 @@ export class Session {
 		url: string,
 		state: TypeState,
 		names: Iterable<string>,
-	): Promise<{answer: AnswerBuilder; sent: number; replaced: CachedResource[]; removed: string[]}> {
+	): Promise<{answer: AnswerBuilder; sent: string[]; replaced: CachedResource[]; removed: string[]}> {
 		const {protocol, cache} = this.#deps;
 		const {resources} = cache.type(url);
 		const {gone} = state;
@@ -347,6 +366,7 @@ export class Session {
 		const isWhole = protocol === 'sotw' && state.isWildcard && (isChanged || !state.hasAnswered);
 		const toSend = isWhole ? [...resources.values()] : updates;
 		const answer = startAnswer(protocol, toSend);
+		const sent: string[] = [];
 		const replaced: CachedResource[] = [];
 		for (const [index, {name}] of toSend.entries()) {
 			if (index % resourcesPerTurn === resourcesPerTurn - 1) await nextTurn();
@@ -354,6 +374,7 @@ export class Session {
 			const resource = resources.get(name);
 			if (!resource || !isWanted(state, name)) continue;
 			this.#add(answer, url, resource);
+			sent.push(resource.name);
 			const before = state.held.get(name);
 			if (before !== undefined && before !== resource) replaced.push(resource);
 			state.held.set(resource.name, resource);
@@ -362,7 +383,7 @@ export class Session {
 			if (state.isWildcard) state.held.delete(name);
 			else if (state.held.has(name)) state.held.set(name, undefined);
 		}
-		return {answer, sent: toSend.length, replaced, removed};
+		return {answer, sent, replaced, removed};
 	}
 
 	/** Whether Envoy has this content; what it got on another stream is compared by version. */
@@ -396,6 +417,7 @@ const isWanted = (state: TypeState, name: string): boolean => state.isWildcard |
 function forget(state: TypeState, name: string): void {
 	state.held.delete(name);
 	state.dirty.delete(name);
+	state.refusals.taken([name]);
 }
 
 const passThrough: Rewriter = {profile: '', rewrite: (_url, _name, any) => any};

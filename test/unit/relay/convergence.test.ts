@@ -175,8 +175,9 @@ test('relay › leaves Envoy with what the control plane has, in whatever order 
 					current().fail(new AgentError('control_plane.unreachable', 'gone'));
 					for (let i = 0; upstream.streams.length === before; i++) {
 						await settle();
-						await clock.advance(60_000);
-						if (i > 50) throw new Error('no new stream');
+						// In steps shorter than the relay's patience with a silent stream.
+						await clock.advance(1000);
+						if (i > 200) throw new Error('no new stream');
 					}
 					await settle();
 					sendAll();
@@ -196,10 +197,12 @@ test('relay › leaves Envoy with what the control plane has, in whatever order 
 				const differing = [...new Set([...state.keys(), ...held.keys()])].filter(
 					name => held.get(name) !== (state.has(name) ? content(url, name)[1].toString('latin1') : undefined),
 				);
-				t.deepEqual(differing.slice(0, 10), [], url);
+				// Thrown, not asserted, so that the shortest way to it is looked for and told.
+				if (differing.length > 0) throw new Error(`${url}: ${differing.length} differ, first ${differing[0]}`);
 			}
 			await relay.stop();
 		}),
 		{numRuns: 60},
 	);
+	t.pass();
 });

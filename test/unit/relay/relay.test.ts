@@ -115,6 +115,113 @@ test('relay › carries Envoy’s refusal to the control plane, with its words, 
 	await relay.stop();
 });
 
+test('relay › says again what Envoy has refused when the control plane sends it again, without asking Envoy again', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	const refusal = {code: 13, message: 'Error adding/updating cluster(s) bad: no'};
+	stream.send(cds, [resource(cds, 'bad'), resource(cds, 'good')]);
+	envoy.answer(await envoy.response(cds, 1), refusal);
+	const same = stream.send(cds, [resource(cds, 'bad'), resource(cds, 'good')]);
+	t.deepEqual((await stream.answerTo(same)).error, refusal, 'the control plane must not hear that all is well');
+	t.is(envoy.of(cds).length, 1, 'Envoy would refuse it again, for ever');
+	// Envoy takes what is new, and is still without the rest.
+	const more = stream.send(cds, [resource(cds, 'bad'), resource(cds, 'good', 'better')]);
+	const second = await envoy.response(cds, 2);
+	t.deepEqual(
+		second.resources.map(({name}) => name),
+		['good'],
+	);
+	envoy.answer(second);
+	t.deepEqual((await stream.answerTo(more)).error, refusal);
+	t.is(relay.status().rejections.length, 1);
+	// An answer that has nothing to do with it is taken.
+	const other = stream.send(cds, [resource(cds, 'other')]);
+	envoy.answer(await envoy.response(cds, 3));
+	t.is((await stream.answerTo(other)).error, undefined);
+	t.is(relay.status().rejections.length, 1, 'Envoy still runs without it');
+	await relay.stop();
+});
+
+const mended: Record<string, [resources: (readonly [string, Buffer])[], removed: string[]]> = {
+	'it is mended': [[resource(cds, 'bad', 'mended')], []],
+	'it is removed': [[], ['bad']],
+};
+for (const [how, mend] of Object.entries(mended)) {
+	test(`relay › forgets a refusal when ${how}`, async t => {
+		const {upstream, connect, relay} = setUp();
+		const envoy = connect();
+		envoy.ask(cds);
+		const stream = await upstream.stream(1);
+		stream.send(cds, [resource(cds, 'bad'), resource(cds, 'good')]);
+		envoy.answer(await envoy.response(cds, 1), {code: 13, message: 'cluster bad: no'});
+		await until('the refusal', () => relay.status().rejections.length === 1);
+		const nonce = stream.send(cds, ...mend);
+		envoy.answer(await envoy.response(cds, 2));
+		t.is((await stream.answerTo(nonce)).error, undefined);
+		t.deepEqual(relay.status().rejections, []);
+		const again = stream.send(cds, [resource(cds, 'good')]);
+		t.is((await stream.answerTo(again)).error, undefined);
+		await relay.stop();
+	});
+}
+
+test('relay › forgets the refusals of an Envoy that is gone', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'bad')]);
+	envoy.answer(await envoy.response(cds, 1), {code: 13, message: 'no'});
+	await until('the refusal', () => relay.status().rejections.length === 1);
+	envoy.leave();
+	await until('the end', () => relay.status().sessions === 0);
+	t.deepEqual(relay.status().rejections, []);
+	const again = stream.send(cds, [resource(cds, 'bad')]);
+	t.is((await stream.answerTo(again)).error, undefined);
+	await relay.stop();
+});
+
+test('relay › takes a large push in many turns, so that all else goes on meanwhile', async t => {
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(cds);
+	const stream = await upstream.stream(1);
+	await settle();
+	let turns = 0;
+	const count = () => {
+		turns++;
+		ticking = setImmediate(count);
+	};
+	let ticking = setImmediate(count);
+	const names = Array.from({length: 5000}, (_, i) => `outbound|80||svc-${i}.mesh`);
+	stream.send(
+		cds,
+		names.map(name => edsCluster(name, '1')),
+	);
+	const clusters = await envoy.response(cds, 1);
+	t.true(turns >= 30, `${turns} turns for 5,000 clusters`);
+	t.is(clusters.resources.length, 5000);
+	envoy.answer(clusters);
+	envoy.ask(eds, names);
+	turns = 0;
+	stream.send(
+		eds,
+		names.map(name => resource(eds, name)),
+	);
+	const taken = new Set<string>();
+	for (let number = 1; taken.size < 5000; number++) {
+		// Envoy asks while they come in, so they may come in parts.
+		const part = await envoy.response(eds, number);
+		for (const {name} of part.resources) taken.add(name);
+		envoy.answer(part);
+	}
+	t.true(turns >= 30, `${turns} turns for 5,000 assignments`);
+	clearImmediate(ticking);
+	await relay.stop();
+});
+
 test('relay › answers for Envoy when nothing has changed for it', async t => {
 	const {upstream, connect, relay, clock} = setUp();
 	const envoy = connect();
