@@ -22,6 +22,20 @@ export function readCpuMs(pid: number): number {
 	return ticksMs > exactMs + 2 * tickMs ? ticksMs : exactMs;
 }
 
+const quietWindowMs = 500;
+const quietWindows = 5;
+const quietDeadlineMs = 20_000;
+
+/** Waits until the process uses hardly any CPU: what it still does after a start belongs to the start. */
+export async function untilIdle(pid: number): Promise<void> {
+	const deadline = performance.now() + quietDeadlineMs;
+	for (let quiet = 0; quiet < quietWindows && performance.now() < deadline; ) {
+		const before = readCpuMs(pid);
+		await sleep(quietWindowMs);
+		quiet = readCpuMs(pid) - before < quietWindowMs * 0.02 ? quiet + 1 : 0;
+	}
+}
+
 /** MiB, from smaps_rollup. */
 export interface Memory {
 	readonly rss: number;

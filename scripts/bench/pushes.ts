@@ -1,7 +1,7 @@
 import {type Agent, readEnvoyState, startUntilReady} from './agent.ts';
 import type {PushRequest} from './control-plane.ts';
 import type {ControlPlane} from './control-plane-client.ts';
-import {readCpuMs, sleep} from './figures.ts';
+import {readCpuMs, sleep, untilIdle} from './figures.ts';
 import {StallWatch} from './http.ts';
 import {type Bench, type Contender, contenders, withAgent, withControlPlane} from './setup.ts';
 
@@ -139,7 +139,7 @@ async function oneLife(
  */
 async function measurePush(agent: Agent, plane: ControlPlane, request: PushRequest): Promise<Sample> {
 	await plane.untilQuiet();
-	await sleep(settleMs);
+	await untilIdle(agent.pid);
 	const cpuBefore = readCpuMs(agent.pid);
 	const {firstSentAt, lastAckAt, bytes, refusals} = await plane.push(request);
 	await sleep(settleMs);
@@ -179,7 +179,7 @@ export async function measureStall(bench: Bench): Promise<void> {
 				await withAgent(bench, plane, who, async agent => {
 					await startUntilReady(agent);
 					await plane.untilQuiet();
-					await sleep(settleMs);
+					await untilIdle(agent.pid);
 					const idle = await watch(agent, () => sleep(2000));
 					const push = await watch(agent, () => plane.push({services}));
 					waits[who] ??= {idle: [], push: []};

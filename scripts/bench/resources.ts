@@ -4,6 +4,8 @@ import {largest} from './pushes.ts';
 import {type Bench, type Contender, contenders, withAgent, withControlPlane} from './setup.ts';
 
 const settledMs = 5000;
+/** Until what a push leaves behind is collected and given back, by either agent. */
+const collectedMs = 25_000;
 
 /** Idle after joining a mesh without services, and after the largest push; and the CPU that being idle takes. */
 export async function measureMemory(bench: Bench): Promise<void> {
@@ -22,7 +24,7 @@ export async function measureMemory(bench: Bench): Promise<void> {
 					await sleep(settledMs);
 					const cpu = (readCpuMs(agent.pid) - cpuBefore) / (settledMs / 1000);
 					await plane.push({services});
-					await sleep(settledMs);
+					await sleep(collectedMs);
 					const full = readMemory(agent.pid);
 					results[who] ??= {idle: [], full: [], cpu: []};
 					const result = results[who];

@@ -15,7 +15,7 @@ export interface MemoryKeeperDeps {
 
 /** Start-up work ends about then; what it needed is not needed again. */
 const settleAfterMs = 2_000;
-const lookEveryMs = 30_000;
+const lookEveryMs = 10_000;
 /** Growth since the last time that makes another go worth its 50 ms. */
 const worthBytes = 12 * 1024 * 1024;
 /** Share of one CPU below which the agent counts as idle: giving back memory must not get in the way of a push. */
