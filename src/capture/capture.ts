@@ -1,14 +1,17 @@
-import {mkdir} from 'node:fs/promises';
+import {mkdir, rm} from 'node:fs/promises';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import {acquireLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
+import {armGuardian, exists, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
 import {lookAtHost} from './host.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
+import {refusePeers, removePeers} from './peers.ts';
 import {planBlock, planCapture} from './plan.ts';
+import {type Probe, runProbe} from './probes.ts';
 import type {Run} from './programs.ts';
 import {addHostState, missingHostState, readHostState, removeHostState} from './routing.ts';
 import type {Plan} from './rules.ts';
@@ -36,6 +39,15 @@ export async function prepareCapture(deps: CaptureDeps, make = planCapture): Pro
 export interface ApplyOptions {
 	/** Do not look whether Envoy and DNS answer. */
 	readonly isForced?: boolean;
+	/** Take the rules of Istio's own tool away in the same go. */
+	readonly isTakeOver?: boolean;
+	/** Undo the change unless it is confirmed. */
+	readonly confirm?: {
+		readonly confirmMs: number;
+		/** This program, up to its subcommand. */
+		readonly command: readonly string[];
+		readonly probes: (host: HostFacts) => readonly Probe[];
+	};
 }
 
 export interface Applied {
@@ -53,10 +65,11 @@ export interface Applied {
 export async function applyCapture(
 	deps: CaptureDeps,
 	signal: AbortSignal,
-	{isForced = false}: ApplyOptions = {},
+	{isForced = false, isTakeOver = false, confirm}: ApplyOptions = {},
 ): Promise<Applied> {
 	const {config, clock} = deps;
-	const {plan, backend} = await prepareCapture(deps);
+	const {plan, backend, host} = await prepareCapture(deps);
+	await refusePeers(deps.run, isTakeOver);
 	const live = await backend.read();
 	if (
 		live &&
@@ -68,11 +81,61 @@ export async function applyCapture(
 		? []
 		: await waitForListeners(() => checkListeners(config, plan), {waitMs: config.waitMs, clock, signal});
 	refuseIfNotReady(listeners);
-	await locked(config, () => loadPlan(deps, backend, plan));
+	await locked(config, async () => {
+		const places = placesIn(config.stateDir);
+		if (await exists(places.pending))
+			throw new AgentError('capture.busy', 'apply capture: an earlier change waits for its confirmation', {
+				hint: 'onramp capture confirm, or wait until it is undone',
+			});
+		if (confirm) await arm(deps, plan, live, confirm.probes(host), confirm);
+		await loadPlan(deps, backend, plan);
+		if (isTakeOver) await removePeers(deps.run);
+		if (confirm) await writeJson(places.loaded, {});
+		await writeJson(places.applied, plan);
+	});
 	const unheard = listeners
 		.filter(({isAnswering}) => !isAnswering)
 		.map(({name}) => `nothing answers for ${name}: such connections are refused`);
 	return {backend: backend.name, plan, isChanged: true, notes: [...plan.notes, ...unheard]};
+}
+
+async function arm(
+	{config, run, clock}: CaptureDeps,
+	plan: Plan,
+	live: LiveRules | undefined,
+	probes: readonly Probe[],
+	{confirmMs, command}: NonNullable<ApplyOptions['confirm']>,
+): Promise<void> {
+	const applied = await readJson<Plan>(placesIn(config.stateDir).applied);
+	const previous = live && applied?.digest === live.planDigest ? applied : undefined;
+	const results = await Promise.all(
+		probes.map(async probe => [probe, await runProbe(probe, previous, run, probe.packet)] as const),
+	);
+	const held = results.filter(([, holds]) => holds).map(([probe]) => probe);
+	const id = `${clock.now().getTime().toString(36)}-${process.pid}`;
+	await armGuardian(config.stateDir, {id, plan, previous, probes: held, confirmMs}, command, clock);
+}
+
+/** What the guardian does when a change is not confirmed. */
+export async function undoCapture(
+	deps: Pick<CaptureDeps, 'run' | 'clock'>,
+	stateDir: string,
+	previous: Plan | undefined,
+): Promise<void> {
+	await locked({stateDir}, async () => {
+		if (previous) {
+			const backends = await findBackends(deps.run);
+			for (const backend of backends) {
+				const live = await backend.read();
+				if (!live && backend !== backends.at(-1)) continue;
+				await loadPlan(deps, backend, previous);
+				await writeJson(placesIn(stateDir).applied, previous);
+				return;
+			}
+		}
+		await removeAll(deps.run);
+		await rm(placesIn(stateDir).applied, {force: true});
+	});
 }
 
 function refuseIfNotReady(listeners: readonly Listener[]): void {
@@ -88,7 +151,7 @@ function refuseIfNotReady(listeners: readonly Listener[]): void {
 }
 
 /** What the rules lead to before them, what nothing leads to any more after them. */
-async function loadPlan({run}: CaptureDeps, backend: Backend, plan: Plan): Promise<void> {
+async function loadPlan({run}: Pick<CaptureDeps, 'run'>, backend: Backend, plan: Plan): Promise<void> {
 	await addHostState(run, plan.host);
 	await backend.load(plan);
 	for (const other of await findBackends(run))
@@ -114,15 +177,23 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 			await loadPlan(deps, backend, plan);
 			return {backends: [backend.name], isBlocking: true};
 		}
-		const backends: BackendName[] = [];
-		for (const backend of await findBackends(deps.run)) {
-			if (!(await backend.read())) continue;
-			await backend.remove();
-			backends.push(backend.name);
-		}
-		await removeHostState(deps.run, undefined);
+		const backends = await removeAll(deps.run);
+		// Whoever takes the rules away by hand has decided; a guardian must not bring earlier ones back.
+		for (const path of [placesIn(deps.config.stateDir).pending, placesIn(deps.config.stateDir).applied])
+			await rm(path, {force: true});
 		return {backends, isBlocking: false};
 	});
+}
+
+async function removeAll(run: Run): Promise<readonly BackendName[]> {
+	const backends: BackendName[] = [];
+	for (const backend of await findBackends(run)) {
+		if (!(await backend.read())) continue;
+		await backend.remove();
+		backends.push(backend.name);
+	}
+	await removeHostState(run, undefined);
+	return backends;
 }
 
 export interface Verified {
@@ -166,7 +237,7 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
 }
 
 /** One change at a time on this machine. */
-async function locked<T>({stateDir}: CaptureConfig, change: () => Promise<T>): Promise<T> {
+async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
 	await mkdir(stateDir, {recursive: true, mode: 0o700}).catch((cause: unknown) => {
 		throw new AgentError('capture.permission', `make ${stateDir}: ${reasonOf(cause)}`, {
 			cause,

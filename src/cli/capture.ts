@@ -1,15 +1,28 @@
 import {
 	applyCapture,
 	type CaptureDeps,
+	type CaptureHostFacts,
+	confirmPending,
+	exists,
+	guardChange,
+	listProbes,
+	type Pending,
+	placesIn,
 	prepareCapture,
+	probeThrough,
+	type Rollback,
+	readJson,
 	removeCapture,
 	renderAs,
 	renderText,
 	runProgram,
+	undoCapture,
 	verifyCapture,
+	watchCapture,
 } from '../capture/index.ts';
 import {AgentError} from '../errors.ts';
 import {systemClock} from '../lifecycle/index.ts';
+import {createLogger} from '../log.ts';
 import type {Command, CommandGroup, Flags} from './index.ts';
 import {loadFrom} from './load.ts';
 
@@ -57,15 +70,170 @@ const apply: Command = {
 	usage: 'apply',
 	description: 'Lead the traffic of this machine through Envoy; safe to repeat',
 	hasSettings: true,
-	options: yargs => yargs.option('force', {type: 'boolean', description: 'Do not look whether Envoy and DNS answer'}),
-	run: async ({force, ...flags}, signal) => {
-		const deps = await depsFrom(flags);
+	options: yargs =>
+		yargs
+			.option('confirm', {
+				type: 'string',
+				requiresArg: true,
+				description: 'Undo the change unless "onramp capture confirm" is said within this time, as in 60s',
+			})
+			.option('confirm-by', {
+				type: 'string',
+				requiresArg: true,
+				choices: ['person', 'probes'],
+				default: 'person',
+				description: 'probes: confirm once all that worked before works after',
+			})
+			.option('take-over', {type: 'boolean', description: "Take the rules of Istio's own tool away"})
+			.option('force', {type: 'boolean', description: 'Do not look whether Envoy and DNS answer'}),
+	run: async ({force, confirm, 'confirm-by': confirmBy, 'take-over': takeOver, ...flags}, signal) => {
+		const {config} = await loadFrom(flags);
+		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
 		refuseIfDisabled(deps);
-		const {backend, plan: planned, isChanged, notes} = await applyCapture(deps, signal, {isForced: force === true});
+		const confirmMs = confirm === undefined ? undefined : parseConfirm(String(confirm));
+		const {
+			backend,
+			plan: planned,
+			isChanged,
+			notes,
+		} = await applyCapture(deps, signal, {
+			isForced: force === true,
+			isTakeOver: takeOver === true,
+			...(confirmMs === undefined
+				? {}
+				: {
+						confirm: {
+							confirmMs,
+							command: [process.execPath, ...process.execArgv, process.argv[1]!],
+							probes: (host: CaptureHostFacts) =>
+								listProbes(config.capture, {
+									nameservers: host.nameservers,
+									sshPorts: host.sshPorts,
+									controlPlane: config.controlPlane.endpoints,
+									address: config.workload.addresses[0]!,
+									uid: process.getuid?.() ?? 0,
+								}),
+						},
+					}),
+		});
 		for (const note of notes) say(`note: ${note}`);
 		say(
 			`capture: ${isChanged ? 'applied' : 'unchanged'}, ${planned.rules.length} rules with ${backend}, plan ${planned.digest}`,
 		);
+		if (confirmMs === undefined || !isChanged) return 0;
+		return awaitProbes(deps, String(confirm), confirmBy === 'probes', signal);
+	},
+};
+
+/** Returns when what worked before works after, or the guardian has undone the change. */
+async function awaitProbes(
+	{config, clock}: CaptureDeps,
+	confirm: string,
+	isAutomatic: boolean,
+	signal: AbortSignal,
+): Promise<number> {
+	const places = placesIn(config.stateDir);
+	for (;;) {
+		const undone = await readJson<Rollback>(places.rollback);
+		if (undone)
+			throw new AgentError(
+				'capture.rolled_back',
+				`apply capture: undone: ${undone.reason}${undone.rule ? `; decided by ${undone.rule}` : ''}`,
+				{
+					hint: 'the rules are those from before; mend the settings that made that rule, and apply again',
+				},
+			);
+		if (await exists(places.passed)) break;
+		await clock.sleep(50, signal);
+	}
+	if (isAutomatic) {
+		if (await confirmPending(config.stateDir)) say('capture: confirmed, all that worked before works');
+		return 0;
+	}
+	say(`capture: all that worked before works; undone in ${confirm} unless you say: onramp capture confirm`);
+	return 0;
+}
+
+function parseConfirm(text: string): number {
+	const [, number, unit = 's'] = /^(\d{1,4})(ms|s|m)?$/.exec(text) ?? [];
+	if (number === undefined || Number(number) === 0)
+		throw new AgentError('cli.usage', `--confirm: "${text}" is not a duration`, {hint: 'write it as 60s or 2m'});
+	return Number(number) * {ms: 1, s: 1000, m: 60_000}[unit as 'ms' | 's' | 'm'];
+}
+
+const confirm: Command = {
+	usage: 'confirm',
+	description: 'Keep the rules of "apply --confirm"',
+	hasSettings: true,
+	run: async flags => {
+		const {config} = await depsFrom(flags);
+		if (await confirmPending(config.stateDir)) {
+			say('capture: confirmed');
+			return 0;
+		}
+		const undone = await readJson<Rollback>(placesIn(config.stateDir).rollback);
+		say(
+			undone
+				? `capture: too late, undone at ${undone.at}: ${undone.reason}`
+				: 'capture: nothing waits for a confirmation',
+		);
+		return 1;
+	},
+};
+
+const guardian: Command = {
+	usage: 'guardian <directory>',
+	description: 'Used by "apply --confirm": undoes the change unless it is confirmed',
+	hasSettings: false,
+	options: yargs => yargs.positional('directory', {type: 'string', description: 'capture.state-dir'}),
+	run: async ({directory}) => {
+		const stateDir = String(directory);
+		const deps = {run: runProgram, clock: systemClock};
+		await guardChange({...deps, stateDir, undo: previous => undoCapture(deps, stateDir, previous)});
+		return 0;
+	},
+};
+
+const watch: Command = {
+	usage: 'watch',
+	description: 'Stay and repair or report what others change, as capture.on-drift and capture.on-agent-down say',
+	hasSettings: true,
+	run: async (flags, signal) => {
+		const {config} = await loadFrom(flags);
+		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
+		refuseIfDisabled(deps);
+		await watchCapture({...deps, log: createLogger(config.log).child({part: 'capture'})}, signal);
+		return 0;
+	},
+};
+
+const status: Command = {
+	usage: 'status',
+	description: 'Tell which rules are in force, what differs from the plan, and what waits for a confirmation',
+	hasSettings: true,
+	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
+	run: async ({json, ...flags}) => {
+		const deps = await depsFrom(flags);
+		const {backend, plan: planned, live, problems} = await verifyCapture(deps);
+		const places = placesIn(deps.config.stateDir);
+		const pending = await readJson<Pending>(places.pending);
+		const undone = await readJson<Rollback>(places.rollback);
+		if (json) {
+			say(
+				JSON.stringify({backend, plan: planned.digest, live, problems, pending: pending?.id, undone}, undefined, '\t'),
+			);
+			return 0;
+		}
+		if (!live) say('capture: off, no rules of ours are in the kernel');
+		else
+			say(
+				`capture: ${live.kind === 'block' ? 'blocking' : 'on'} with ${backend}, ${problems.length === 0 ? 'as planned' : 'not as planned'}`,
+			);
+		if (live) for (const problem of problems) say(`problem: ${problem}`);
+		if (pending) say('waits for: onramp capture confirm');
+		if (undone) say(`undone at ${undone.at}: ${undone.reason}${undone.rule ? `\n  decided by ${undone.rule}` : ''}`);
+		for (const {family, chain, comment, packets} of live?.packets ?? [])
+			if (packets > 0) say(`${String(packets).padStart(9)}  ${family.padEnd(3)} ${chain.padEnd(17)} ${comment}`);
 		return 0;
 	},
 };
@@ -89,15 +257,19 @@ const remove: Command = {
 
 const verify: Command = {
 	usage: 'verify',
-	description: 'Compare the live rules with the plan; exit code 0 only if they agree',
+	description: 'Compare the live rules with the plan and send a packet through; exit code 0 only if all is well',
 	hasSettings: true,
 	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
 	run: async ({json, ...flags}) => {
-		const {backend, plan: planned, problems} = await verifyCapture(await depsFrom(flags));
-		if (json) say(JSON.stringify({backend, plan: planned.digest, problems}, undefined, '\t'));
-		else if (problems.length === 0)
+		const deps = await depsFrom(flags);
+		const {backend, plan: planned, live, problems: differences} = await verifyCapture(deps);
+		const through = live && differences.length === 0 ? await probeThrough(deps, planned) : [];
+		const problems = [...differences, ...through.filter(({isGood}) => !isGood).map(({text}) => text)];
+		if (json) say(JSON.stringify({backend, plan: planned.digest, problems, packets: through}, undefined, '\t'));
+		else if (problems.length === 0) {
 			say(`capture: as planned, ${planned.rules.length} rules with ${backend}, plan ${planned.digest}`);
-		else for (const problem of problems) say(`problem: ${problem}`);
+			for (const {text} of through) say(`  ${text}`);
+		} else for (const problem of problems) say(`problem: ${problem}`);
 		return problems.length === 0 ? 0 : 1;
 	},
 };
@@ -105,5 +277,5 @@ const verify: Command = {
 export const captureCommand: CommandGroup = {
 	usage: 'capture',
 	description: 'Lead the traffic of this machine through Envoy, or stop doing so',
-	commands: [plan, apply, remove, verify],
+	commands: [plan, apply, confirm, remove, verify, status, watch, guardian],
 };

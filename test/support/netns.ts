@@ -1,7 +1,7 @@
 // Network namespaces of the tests' own: a "VM" whose traffic is captured, and the rest of the world on the far side.
 import {type ChildProcess, execFile, spawn} from 'node:child_process';
 import {accessSync} from 'node:fs';
-import {chmod, mkdir, mkdtemp, rm, writeFile} from 'node:fs/promises';
+import {chmod, mkdir, mkdtemp, readFile, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {dirname, join} from 'node:path';
 import {createInterface} from 'node:readline';
@@ -108,6 +108,8 @@ export interface World {
 	/** The command line of that, for tests that kill it. */
 	captureCommand(args: readonly string[]): readonly string[];
 	startEnvoy(options?: {readonly isTransparent?: boolean}): Promise<ChildProcess>;
+	/** Command lines of what runs in the VM. */
+	processes(): Promise<string>;
 	/** All rules of the namespace as every tool shows them, without counters. */
 	dump(): Promise<string>;
 }
@@ -130,7 +132,12 @@ export class Namespace {
 
 	spawn(
 		command: readonly string[],
-		options: {readonly uid?: number; readonly stdio?: 'pipe' | 'ignore'; readonly isNetworkAdmin?: boolean} = {},
+		options: {
+			readonly uid?: number;
+			readonly stdio?: 'pipe' | 'ignore';
+			readonly isNetworkAdmin?: boolean;
+			readonly stderr?: (text: string) => void;
+		} = {},
 	): ChildProcess {
 		const {uid, stdio = 'pipe', isNetworkAdmin = false} = options;
 		const capability = isNetworkAdmin ? ['--inh-caps', '+net_admin', '--ambient-caps', '+net_admin'] : [];
@@ -139,8 +146,9 @@ export class Namespace {
 				? []
 				: ['setpriv', '--reuid', String(uid), '--regid', String(uid), '--clear-groups', ...capability];
 		const child = spawn(toolPath('ip')!, ['netns', 'exec', this.name, ...identity, ...command], {
-			stdio: [stdio, stdio, 'inherit'],
+			stdio: [stdio, stdio, options.stderr ? 'pipe' : 'inherit'],
 		});
+		child.stderr?.on('data', (chunk: Buffer) => options.stderr?.(chunk.toString()));
 		this.#started.push(child);
 		return child;
 	}
@@ -321,6 +329,13 @@ export async function makeWorld(
 				...captureCommand(args),
 			]),
 		startEnvoy: ({isTransparent = false} = {}) => startCatcher(vm, directory, ipv6, isTransparent),
+		processes: async () => {
+			const {stdout} = await execute('ip', ['netns', 'pids', vm.name]);
+			const lines = await Promise.all(
+				stdout.split('\n').map(pid => readFile(`/proc/${pid}/cmdline`, 'latin1').catch(() => '')),
+			);
+			return lines.join('\n').replaceAll('\0', ' ');
+		},
 		dump: async () =>
 			(
 				await Promise.all(

@@ -1,0 +1,128 @@
+import {spawn} from 'node:child_process';
+import {mkdir, open, readFile, rename, rm, stat} from 'node:fs/promises';
+import {AgentError, systemCode} from '../errors.ts';
+import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
+import type {Clock} from '../lifecycle/index.ts';
+import type {Probe} from './probes.ts';
+import {findProgram, runProgram} from './programs.ts';
+import type {Plan} from './rules.ts';
+
+/**
+ * A change that is undone unless it is confirmed. The file is what decides: who renames it first, the person who
+ * confirms or the guardian who undoes, has done so for both.
+ */
+export interface Pending {
+	readonly id: string;
+	readonly plan: Plan;
+	/** What to go back to; undefined = no rules. */
+	readonly previous: Plan | undefined;
+	/** Those that held before. */
+	readonly probes: readonly Probe[];
+	readonly confirmMs: number;
+}
+
+/** Written by the guardian when it has undone a change. */
+export interface Rollback {
+	readonly at: string;
+	readonly reason: string;
+	/** In words; undefined when no rule decides over what failed. */
+	readonly rule: string | undefined;
+}
+
+export const placesIn = (stateDir: string) => ({
+	pending: `${stateDir}/pending.json`,
+	confirmed: `${stateDir}/confirmed.json`,
+	undone: `${stateDir}/undone.json`,
+	/** The guardian is there. */
+	armed: `${stateDir}/armed`,
+	/** The rules are in. */
+	loaded: `${stateDir}/loaded`,
+	/** All probes have held since. */
+	passed: `${stateDir}/passed`,
+	rollback: `${stateDir}/rollback.json`,
+	guardianLog: `${stateDir}/guardian.log`,
+	applied: `${stateDir}/applied.json`,
+});
+
+export async function readJson<T>(path: string): Promise<T | undefined> {
+	try {
+		return JSON.parse(await readFile(path, 'utf8')) as T;
+	} catch (error) {
+		if (systemCode(error) === 'ENOENT') return undefined;
+		throw error;
+	}
+}
+
+export const writeJson = (path: string, value: unknown): Promise<void> =>
+	writeFileAtomic(path, `${JSON.stringify(value)}\n`, 0o600);
+
+export async function exists(path: string): Promise<boolean> {
+	try {
+		await stat(path);
+		return true;
+	} catch (error) {
+		if (systemCode(error) === 'ENOENT') return false;
+		throw error;
+	}
+}
+
+/** @returns false when there was nothing to confirm, or it was undone already */
+export async function confirmPending(stateDir: string): Promise<boolean> {
+	const places = placesIn(stateDir);
+	try {
+		await rename(places.pending, places.confirmed);
+		return true;
+	} catch (error) {
+		if (systemCode(error) === 'ENOENT') return false;
+		throw error;
+	}
+}
+
+/** A guardian that is not there by then will not come. */
+const armedWithinMs = 20_000;
+
+/**
+ * Starts the guardian and waits until it says that it is there. It belongs to no shell and no service: a session of its
+ * own, or where systemd runs a unit of its own, as systemd ends whatever else a stopping service has started.
+ * @param command - this program, up to its subcommand
+ * @throws AgentError `capture.not_ready`, nothing having been changed
+ */
+export async function armGuardian(
+	stateDir: string,
+	pending: Pending,
+	command: readonly string[],
+	clock: Clock,
+): Promise<void> {
+	const places = placesIn(stateDir);
+	await mkdir(stateDir, {recursive: true, mode: 0o700});
+	for (const path of [places.armed, places.loaded, places.passed, places.rollback, places.confirmed, places.undone])
+		await rm(path, {force: true});
+	await writeJson(places.pending, pending);
+	const guardian = [...command, 'capture', 'guardian', stateDir];
+	if ((await exists('/run/systemd/system')) && (await findProgram('systemd-run')) !== undefined) {
+		const {code, stderr} = await runProgram('systemd-run', [
+			...['--quiet', '--collect', `--unit=onramp-capture-guardian-${pending.id}`, '--'],
+			...guardian,
+		]);
+		if (code !== 0) return giveUp(places.pending, stderr.trim());
+	} else {
+		const log = await open(places.guardianLog, 'w', 0o600);
+		const child = spawn(guardian[0]!, guardian.slice(1), {detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/'});
+		child.on('error', () => {}); // then it never says that it is there
+		child.unref();
+		await log.close();
+	}
+	const deadlineMs = clock.monotonicMs() + armedWithinMs;
+	while (!(await exists(places.armed))) {
+		if (clock.monotonicMs() > deadlineMs)
+			return giveUp(places.pending, await readFile(places.guardianLog, 'utf8').catch(() => 'it said nothing'));
+		await clock.sleep(20);
+	}
+}
+
+async function giveUp(pendingPath: string, said: string): Promise<never> {
+	await rm(pendingPath, {force: true});
+	throw new AgentError('capture.not_ready', `apply with --confirm: what would undo the change did not start: ${said}`, {
+		hint: 'nothing was changed; apply without --confirm only where you can reach this machine by other means',
+	});
+}
