@@ -63,14 +63,12 @@ export class LiveTables {
 		return foreign.findLastIndex(line => own.has(targetOf(line))) + 1;
 	}
 
-	/** Rules of others that end the way of packets before they come to ours. */
-	inFront(table: string): readonly string[] {
-		return this.jumpsOf(table).flatMap(({from, position}) =>
-			this.#foreignRules(table, from)
-				.slice(0, position)
-				.filter(line => from !== 'PREROUTING' || !this.chainsOf(table).includes(targetOf(line)))
-				.map(line => `table ${table}: ${line}`),
-		);
+	/** In words. */
+	whyMisplaced(table: string, {from, position}: Jump): string {
+		const foreign = this.#foreignRules(table, from);
+		return position > this.placeFor(table, from)
+			? `only after "${foreign[position - 1]}"`
+			: `before "${foreign[this.placeFor(table, from) - 1]}"`;
 	}
 
 	#foreignRules(table: string, chain: string): readonly string[] {

@@ -3,7 +3,7 @@ import {AgentError} from '../errors.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {type LiveTables, ownPrefix, parseSave} from './iptables-save.ts';
 import {failureOf, findProgram, mustRun, type Run} from './programs.ts';
-import {aboutName, nameOf, renderIptables, tables} from './render-iptables.ts';
+import {aboutName, builtIns, nameOf, renderIptables, tables} from './render-iptables.ts';
 import {type Chain, chains, type Family, families, type Plan} from './rules.ts';
 
 const programOf = (name: BackendName, family: Family, action: 'save' | 'restore'): string =>
@@ -30,8 +30,13 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 			? Promise.resolve('')
 			: mustRun(run, programOf(name, family, 'restore'), [...restoreArgs, ...more], text);
 	const textsFor = (plan: Plan, live: Live) =>
-		families.map(
-			family => [family, renderIptables(plan, family, live.get(family)!, madeTables(name, live.get(family)!))] as const,
+		Promise.all(
+			families.map(async family => {
+				const saved = live.get(family)!;
+				const made =
+					name === 'iptables-nft' ? await findMade(run, plan, family, saved) : new Map<string, readonly string[]>();
+				return [family, renderIptables(plan, family, saved, made)] as const;
+			}),
 		);
 	return {
 		name,
@@ -45,7 +50,7 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 		}),
 		render: async plan => {
 			const live = await saveAll();
-			return textsFor(plan, live)
+			return (await textsFor(plan, live))
 				.filter(([, text]) => text !== '')
 				.map(([family, text]) => `# ${programOf(name, family, 'restore')} --noflush\n${text}`)
 				.join('\n');
@@ -56,7 +61,7 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 		},
 		check: async plan => {
 			const live = await saveAll();
-			for (const [family, text] of textsFor(plan, live)) {
+			for (const [family, text] of await textsFor(plan, live)) {
 				try {
 					await restore(family, text, '--test');
 				} catch (cause) {
@@ -72,12 +77,15 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 			const before = await saveAll();
 			try {
 				// Both at once, so that the death of this process finds neither or both on their way.
-				await allSettled(textsFor(plan, before).map(([family, text]) => restore(family, text)));
+				await allSettled((await textsFor(plan, before)).map(([family, text]) => restore(family, text)));
 			} catch (error) {
 				await putBack(before, await saveAll(), restore);
 				throw error;
 			}
-			if (name === 'iptables-nft') await removeMadeTables(run, before);
+			if (name === 'iptables-nft')
+				await removeMade(run, before, (family, table) =>
+					plan.rules.some(rule => rule.family === family && rule.chain.startsWith(`${table}_`)),
+				);
 			const loaded = describe(await saveAll());
 			const family = families.find(each => plan.rules.some(rule => rule.family === each))!;
 			const table = plan.rules.find(rule => rule.family === family)!.chain.split('_')[0]!;
@@ -86,7 +94,7 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 		remove: async () => {
 			const live = await saveAll();
 			await allSettled(families.map(family => restore(family, renderRemoval(live.get(family)!))));
-			if (name === 'iptables-nft') await removeMadeTables(run, live);
+			if (name === 'iptables-nft') await removeMade(run, live, () => false);
 		},
 	};
 }
@@ -101,10 +109,43 @@ const hasOwn = (live: Live): boolean =>
 		saved.names.some(table => saved.chainsOf(table).some(chain => chain.startsWith(ownPrefix))),
 	);
 
-/** Tables that only iptables-nft and we have brought into being, so that the last of us can take them away again. */
-function madeTables(name: BackendName, live: LiveTables): readonly string[] {
-	if (name !== 'iptables-nft') return [];
-	return tables.filter(table => !live.has(table) || aboutOf(live, table).some(text => text.endsWith(' made')));
+/**
+ * The kernel's chains, and tables, that iptables-nft makes because of us, so that the last of us can take them away
+ * again: those of an earlier load, as it has written down, and those that are not there yet.
+ */
+async function findMade(
+	run: Run,
+	plan: Plan,
+	family: Family,
+	live: LiveTables,
+): Promise<ReadonlyMap<string, readonly string[]>> {
+	const made = new Map<string, readonly string[]>();
+	if ((await findProgram('nft')) === undefined) return made;
+	for (const table of tables) {
+		const needed = new Set(
+			plan.rules
+				.filter(rule => rule.family === family && rule.chain.startsWith(`${table}_`))
+				.flatMap(({chain}) => builtIns[chain] ?? []),
+		);
+		const present = await listHooks(run, family, table);
+		const missing = [...needed].filter(name => !present?.has(name));
+		made.set(table, [...new Set([...madeBefore(live, table), ...(present ? [] : ['*']), ...missing])]);
+	}
+	return made;
+}
+
+const madeBefore = (live: LiveTables, table: string): readonly string[] =>
+	aboutOf(live, table).flatMap(text => / made=(\S+)$/.exec(text)?.[1]?.split(',') ?? []);
+
+/** The kernel's chains of a table with the number of their rules; undefined = there is no such table. */
+async function listHooks(run: Run, family: Family, table: string): Promise<ReadonlyMap<string, number> | undefined> {
+	const {code, stdout} = await run('nft', ['-j', 'list', 'table', family, table]);
+	if (code !== 0) return undefined;
+	const objects = (JSON.parse(stdout) as {nftables: readonly Record<string, Record<string, unknown>>[]}).nftables;
+	const rulesIn = (name: unknown) => objects.filter(({rule}) => rule?.['chain'] === name).length;
+	return new Map(
+		objects.flatMap(({chain}) => (chain ? [[String(chain['name']), rulesIn(chain['name'])] as const] : [])),
+	);
 }
 
 const aboutOf = (live: LiveTables, table: string): readonly string[] =>
@@ -155,22 +196,18 @@ async function putBack(
 	}
 }
 
-/** Empty tables that a first load made: without them the dump of the rules is what it was. */
-async function removeMadeTables(run: Run, before: Live): Promise<void> {
+/** What a first load made and is now empty: without it the dump of the rules is what it was. */
+async function removeMade(run: Run, before: Live, isKept: (family: Family, table: string) => boolean): Promise<void> {
 	if ((await findProgram('nft')) === undefined) return;
 	for (const [family, saved] of before)
 		for (const table of tables) {
-			if (!aboutOf(saved, table).some(text => text.endsWith(' made'))) continue;
-			const {code, stdout} = await run('nft', ['-j', 'list', 'table', family, table]);
-			if (code !== 0) continue;
-			const objects = (JSON.parse(stdout) as {nftables: readonly Record<string, Record<string, unknown>>[]}).nftables;
-			const isEmpty = objects.every(
-				object =>
-					'metainfo' in object ||
-					'table' in object ||
-					(object['chain']?.['hook'] !== undefined && object['chain']['policy'] === 'accept'),
-			);
-			if (isEmpty) await run('nft', ['delete', 'table', family, table]);
+			const made = madeBefore(saved, table);
+			if (made.length === 0 || isKept(family, table)) continue;
+			const chains = await listHooks(run, family, table);
+			if (!chains) continue;
+			const empty = made.filter(name => chains.get(name) === 0);
+			for (const name of empty) await run('nft', ['delete', 'chain', family, table, name]);
+			if (made.includes('*') && chains.size === empty.length) await run('nft', ['delete', 'table', family, table]);
 		}
 }
 
@@ -180,13 +217,12 @@ function describe(live: Live): LiveRules {
 	const abouts = new Set<string>();
 	let loadedFingerprint: string | undefined;
 	const kept: string[] = [];
-	const inFront: string[] = [];
 	const missing: string[] = [];
 	for (const [family, saved] of live)
 		for (const table of tables) {
 			for (const text of aboutOf(saved, table))
 				if (text.startsWith('loaded=')) loadedFingerprint = text.slice('loaded='.length);
-				else abouts.add(text.replace(/ made$/, ''));
+				else abouts.add(text.replace(/ made=\S+$/, ''));
 			const own = saved.chainsOf(table).filter(chain => chain.startsWith(ownPrefix));
 			const jumps = saved.jumpsOf(table);
 			for (const line of saved.rulesOf(table)) {
@@ -197,7 +233,6 @@ function describe(live: Live): LiveRules {
 				}
 			}
 			kept.push(...jumps.map(({line}) => `${family} ${table} ${line}`));
-			inFront.push(...saved.inFront(table).map(line => `${family} ${line}`));
 			for (const name of own) {
 				const builtIn = builtInFor(table, name);
 				if (builtIn === undefined) continue;
@@ -206,6 +241,9 @@ function describe(live: Live): LiveRules {
 					missing.push(
 						`${family} table ${table}: ${reached === 0 ? 'nothing leads' : `${reached} rules lead`} from ${builtIn} to ${name}`,
 					);
+				const jump = jumps.find(({to}) => to === name);
+				if (jump && jump.position !== saved.placeFor(table, builtIn))
+					missing.push(`${family} table ${table}: ${builtIn} leads to ${name} ${saved.whyMisplaced(table, jump)}`);
 			}
 		}
 	const [about = '', ...others] = abouts;
@@ -216,7 +254,8 @@ function describe(live: Live): LiveRules {
 		counts: Object.fromEntries(Object.entries(counts).toSorted(([a], [b]) => (a < b ? -1 : 1))),
 		fingerprint: createHash('sha256').update(JSON.stringify(kept)).digest('hex').slice(0, 32),
 		loadedFingerprint,
-		inFront,
+		// Those are told as a jump that is not where it belongs, which a new load mends.
+		inFront: [],
 		missing,
 		packets,
 	};

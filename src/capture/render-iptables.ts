@@ -16,7 +16,7 @@ const tableOf = (chain: Chain): Table => chain.split('_')[0] as Table;
 export const nameOf = (chain: Chain): string => `${ownPrefix}${chain.split('_')[1]!.toUpperCase()}`;
 
 /** The kernel's chain from which ours is reached. */
-const builtIns: Partial<Record<Chain, string>> = {
+export const builtIns: Partial<Record<Chain, string>> = {
 	raw_output: 'OUTPUT',
 	mangle_prerouting: 'PREROUTING',
 	mangle_output: 'OUTPUT',
@@ -26,8 +26,16 @@ const builtIns: Partial<Record<Chain, string>> = {
 	nat_output: 'OUTPUT',
 };
 
-/** Text for iptables-restore --noflush that makes the family's rules those of the plan, whatever is there now. */
-export function renderIptables(plan: Plan, family: Family, live: LiveTables, made: readonly string[]): string {
+/**
+ * Text for iptables-restore --noflush that makes the family's rules those of the plan, whatever is there now.
+ * @param made - by table, the kernel's chains that exist only because of us; `*` for the table itself
+ */
+export function renderIptables(
+	plan: Plan,
+	family: Family,
+	live: LiveTables,
+	made: ReadonlyMap<string, readonly string[]>,
+): string {
 	const rules = plan.rules.filter(rule => rule.family === family);
 	return tables
 		.map(table =>
@@ -47,13 +55,14 @@ function renderTable(
 	plan: Plan,
 	rules: readonly Rule[],
 	live: LiveTables,
-	made: readonly string[],
+	made: ReadonlyMap<string, readonly string[]>,
 ): string {
 	const chains = [...new Set(rules.map(({chain}) => chain))];
 	const wanted = chains.length === 0 ? [] : [aboutName, ...chains.map(nameOf)];
 	const unwanted = live.chainsOf(table).filter(name => name.startsWith(ownPrefix) && !wanted.includes(name));
 	if (wanted.length === 0 && unwanted.length === 0) return '';
-	const about = `${renderAbout(plan)}${made.includes(table) ? ' made' : ''}`;
+	const ownMade = made.get(table) ?? [];
+	const about = `${renderAbout(plan)}${ownMade.length > 0 ? ` made=${ownMade.join(',')}` : ''}`;
 	const jumps = new Map(chains.flatMap(chain => (builtIns[chain] ? [[nameOf(chain), builtIns[chain]] as const] : [])));
 	return [
 		`*${table}`,

@@ -350,7 +350,10 @@ export async function makeWorld(
 						['ip6tables-legacy-save'],
 					].map(async ([program, ...args]) => {
 						const {stdout} = await vm.run(program!, args);
-						return `# ${program} ${args.join(' ')}\n${stdout.replaceAll(/^#.*\n/gm, '').replaceAll(/\[\d+:\d+\]/g, '[0:0]')}`;
+						return `# ${program} ${args.join(' ')}\n${stdout
+							.replaceAll(/^#.*\n/gm, '')
+							.replaceAll(/\[\d+:\d+\]/g, '[0:0]')
+							.replaceAll(/^.*fe80:.*\n/gm, '')}`;
 					}),
 				)
 			).join('\n'),

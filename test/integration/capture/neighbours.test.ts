@@ -36,7 +36,7 @@ for (const backend of backends)
 			const tool = backend === 'iptables-legacy' ? 'iptables-legacy' : 'iptables-nft';
 			await vm.must('ip', ['link', 'add', 'docker0', 'type', 'bridge']);
 			await vm.must('ip', ['addr', 'add', '172.17.0.1/16', 'dev', 'docker0']);
-			await vm.must('ip', ['link', 'set', 'docker0', 'up']);
+			await vm.must('ip', ['link', 'set', 'docker0', 'addrgenmode', 'none', 'up']);
 			await vm.must(`${tool}-restore`, ['--noflush'], dockerRules);
 			await vm.must('nft', ['-f', '-'], firewalldRules);
 			if (backend === 'iptables-legacy')
