@@ -29,7 +29,7 @@ function listen({host, port}: Fields): Promise<Fields> {
 	});
 }
 
-function ask({host, port, from, fromPort, hold, say = 'hi', withinMs = 3000}: Fields): Promise<Fields> {
+function ask({host, port, from, fromPort, hold, say = 'hi', withinMs = 10_000}: Fields): Promise<Fields> {
 	return new Promise(resolve => {
 		const socket = connect({
 			host: String(host),
@@ -54,7 +54,7 @@ function ask({host, port, from, fromPort, hold, say = 'hi', withinMs = 3000}: Fi
 	});
 }
 
-function askAgain({hold, say = 'hi', withinMs = 3000}: Fields): Promise<Fields> {
+function askAgain({hold, say = 'hi', withinMs = 10_000}: Fields): Promise<Fields> {
 	const socket = held.get(Number(hold))!;
 	return new Promise(resolve => {
 		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
@@ -98,7 +98,7 @@ function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
 
 const question = Buffer.from([7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0x61, 0, 0, 1, 0, 1]);
 
-function askName({server, protocol = 'udp', withinMs = 3000}: Fields): Promise<Fields> {
+function askName({server, protocol = 'udp', withinMs = 10_000}: Fields): Promise<Fields> {
 	return new Promise(resolve => {
 		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
 		const end = (answer: Fields) => {
