@@ -155,7 +155,7 @@ async function loadPlan({run}: Pick<CaptureDeps, 'run'>, backend: Backend, plan:
 	await addHostState(run, plan.host);
 	await backend.load(plan);
 	for (const other of await findBackends(run))
-		if (other.name !== backend.name && (await other.read())) await other.remove();
+		if (other.name !== backend.name && (await readIfAllowed(other))) await other.remove();
 	await removeHostState(run, plan.host);
 }
 
@@ -185,10 +185,20 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 	});
 }
 
+/** Who may use one way may not even look at another: then that other has nothing that we could have put there. */
+async function readIfAllowed(backend: Backend): Promise<LiveRules | undefined> {
+	try {
+		return await backend.read();
+	} catch (error) {
+		if (error instanceof AgentError && error.code === 'capture.permission') return undefined;
+		throw error;
+	}
+}
+
 async function removeAll(run: Run): Promise<readonly BackendName[]> {
 	const backends: BackendName[] = [];
 	for (const backend of await findBackends(run)) {
-		if (!(await backend.read())) continue;
+		if (!(await readIfAllowed(backend))) continue;
 		await backend.remove();
 		backends.push(backend.name);
 	}
@@ -211,7 +221,8 @@ export async function verifyCapture(deps: CaptureDeps): Promise<Verified> {
 	const problems = live ? problemsOf(plan, live) : [`no rules of ours are in ${backend.name}`];
 	const others: string[] = [];
 	for (const other of await findBackends(deps.run))
-		if (other.name !== backend.name && (await other.read())) others.push(`rules of ours are also in ${other.name}`);
+		if (other.name !== backend.name && (await readIfAllowed(other)))
+			others.push(`rules of ours are also in ${other.name}`);
 	const missing = missingHostState(plan.host, await readHostState(deps.run));
 	return {backend: backend.name, plan, live, problems: [...problems, ...others, ...missing]};
 }

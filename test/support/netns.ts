@@ -346,11 +346,13 @@ export async function makeWorld(
 						['ip', '-4', 'route', 'show', 'table', 'all'],
 						['ip', '-6', 'route', 'show', 'table', 'all'],
 						['ip', 'addr', 'show', 'dev', 'lo'],
+						['iptables-nft-save'],
+						['ip6tables-nft-save'],
 						['iptables-legacy-save'],
 						['ip6tables-legacy-save'],
 					].map(async ([program, ...args]) => {
 						const {stdout} = await vm.run(program!, args);
-						return `# ${program} ${args.join(' ')}\n${stdout
+						return `# ${program} ${args.join(' ')}\n${(program === 'nft' ? withoutCompat(stdout) : stdout)
 							.replaceAll(/^#.*\n/gm, '')
 							.replaceAll(/\[\d+:\d+\]/g, '[0:0]')
 							.replaceAll(/^.*fe80:.*\n/gm, '')}`;
@@ -358,6 +360,18 @@ export async function makeWorld(
 				)
 			).join('\n'),
 	};
+}
+
+/** nft shows rules of iptables-nft now one way, now another; iptables-nft-save shows them as they are. */
+function withoutCompat(ruleset: string): string {
+	let isCompat = false;
+	return ruleset
+		.split('\n')
+		.filter(line => {
+			if (line.startsWith('table ')) isCompat = /^table ip6? (?:raw|mangle|nat|filter) /.test(line);
+			return !isCompat || !line.startsWith('\t\t') || line.startsWith('\t\ttype ');
+		})
+		.join('\n');
 }
 
 /** A real Envoy that takes what is redirected, and tells the other end so by a PROXY line. */

@@ -1,0 +1,167 @@
+import {spawn} from 'node:child_process';
+import {chmod} from 'node:fs/promises';
+import test from 'ava';
+import {
+	address,
+	appUid,
+	backends,
+	makeWorld,
+	meshUid,
+	primeTables,
+	skippedWithout,
+	toolPath,
+	toolsOf,
+} from '../../support/netns.ts';
+
+test.serial('capture › without the capability nothing is changed, and the message says what is needed', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const before = await world.dump();
+	await chmod(world.directory, 0o777);
+	const {code, stderr} = await world.capture(['apply', '--force'], {uid: appUid});
+	t.is(code, 1);
+	t.regex(stderr, /[Pp]ermi[\s\S]*needs CAP_NET_ADMIN/);
+	t.is(await world.dump(), before);
+});
+
+test.serial('capture › CAP_NET_ADMIN is enough for nft, without root', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const {vm} = world;
+	const before = await world.dump();
+	await chmod(world.directory, 0o777);
+	const as = (args: readonly string[]) =>
+		vm.run('setpriv', [
+			'--reuid',
+			String(appUid),
+			'--regid',
+			String(appUid),
+			'--clear-groups',
+			'--inh-caps',
+			'+net_admin',
+			'--ambient-caps',
+			'+net_admin',
+			'--bounding-set',
+			'-all,+net_admin',
+			...world.captureCommand(args),
+		]);
+	const applied = await as(['apply', '--force']);
+	t.is(applied.code, 0, applied.stderr);
+	t.is((await as(['verify'])).stdout.includes('problem: ip'), false);
+	t.is((await as(['remove'])).code, 0);
+	t.is(await world.dump(), before);
+});
+
+test.serial('capture › a missing user is an error before anything is changed', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const before = await world.dump();
+	const {code, stderr} = await world.capture(['apply', '--force', '--capture-users', 'nobody-of-that-name']);
+	t.is(code, 78);
+	t.regex(stderr, /there is no user "nobody-of-that-name"/);
+	t.is(await world.dump(), before);
+});
+
+for (const backend of backends)
+	test.serial(`kill -9 › at any moment of apply, replace and remove, the next run mends it: ${backend}`, async t => {
+		if (skippedWithout(t, toolsOf(backend))) return;
+		const world = await makeWorld(t, {flags: ['--capture-backend', backend, '--capture-dns', 'all']});
+		if (backend === 'iptables-legacy') await primeTables(world);
+		const clean = await world.dump();
+		const runAndKill = async (args: readonly string[], afterMs: number) => {
+			const child = spawn(toolPath('ip')!, ['netns', 'exec', world.vm.name, ...world.captureCommand(args)], {
+				stdio: 'ignore',
+			});
+			const ended = new Promise(resolve => child.once('exit', resolve));
+			const timer = setTimeout(() => child.kill('SIGKILL'), afterMs);
+			await ended;
+			clearTimeout(timer);
+		};
+		const modes = [
+			['apply', '--force'],
+			['apply', '--force', '--capture-interception', 'tproxy'],
+			['apply', '--force', '--capture-outbound-cidrs', '10.0.0.0/8'],
+			['remove'],
+		];
+		for (let i = 0; i < 16; i++) await runAndKill(modes[i % modes.length]!, 150 + ((i * 37) % 450));
+		const applied = await world.capture(['apply', '--force']);
+		t.is(applied.code, 0, applied.stderr);
+		const differences = (await world.capture(['verify'])).stdout
+			.split('\n')
+			.filter(line => line.startsWith('problem') && !line.includes('did not reach Envoy'));
+		t.deepEqual(differences, []);
+		t.is((await world.capture(['remove'])).code, 0);
+		t.is(await world.dump(), clean);
+	});
+
+for (const backend of backends)
+	test.serial(`settings › any to any other, then remove: nothing is left: ${backend}`, async t => {
+		if (skippedWithout(t, toolsOf(backend))) return;
+		const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+		if (backend === 'iptables-legacy') await primeTables(world);
+		const clean = await world.dump();
+		const settings: readonly (readonly string[])[] = [
+			[
+				'--capture-dns',
+				'servers',
+				'--capture-interception',
+				'tproxy',
+				'--capture-tproxy-mark',
+				'77',
+				'--capture-tproxy-route-table',
+				'78',
+			],
+			[
+				'--capture-inbound-ports',
+				'',
+				'--capture-outbound-cidrs',
+				'10.0.0.0/8,fd00::/8',
+				'--capture-outbound-ports',
+				'1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17',
+			],
+			[
+				'--capture-ipv6',
+				'reject',
+				'--capture-outbound-users',
+				`${appUid},${appUid + 1}`,
+				'--capture-on-agent-down',
+				'block',
+			],
+			['--capture-ipv6', 'ignore', '--capture-bridges', 'outbound', '--capture-drop-invalid', 'true'],
+			[
+				'--capture-interception',
+				'tproxy',
+				'--capture-inbound-ports',
+				'80,443',
+				'--capture-dns',
+				'all',
+				'--capture-exclude-interfaces',
+				'tun*,eth1',
+			],
+		];
+		const dumps: string[] = [];
+		for (const flags of [...settings, ...settings.toReversed()]) {
+			const {code, stderr} = await world.capture(['apply', '--force', ...flags]);
+			t.is(code, 0, stderr);
+			const dump = await world.dump();
+			t.regex((await world.capture(['apply', '--force', ...flags])).stdout, /unchanged/);
+			t.is(await world.dump(), dump, 'apply twice is apply once');
+			dumps.push(dump);
+		}
+		t.deepEqual(
+			dumps.slice(0, 5).map(withoutOrder),
+			dumps.slice(5).toReversed().map(withoutOrder),
+			'the way there does not matter',
+		);
+		t.is((await world.capture(['remove', '--capture-dns', 'off'])).code, 0);
+		t.is(await world.dump(), clean);
+		t.not(meshUid, appUid);
+		t.truthy(address);
+	});
+
+/** Chains and routes are shown in the order they were made in. */
+const withoutOrder = (dump: string): readonly string[] =>
+	dump
+		.split('\n')
+		.filter(line => /^(?:-A |\t\t.*comment)/.test(line) && !/made=|loaded=/.test(line))
+		.toSorted();
