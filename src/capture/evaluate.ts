@@ -63,7 +63,7 @@ function matches(match: Match, packet: Packet): boolean {
 	if (match.uid && !test(match.uid, ids => packet.uid !== undefined && ids.includes(packet.uid))) return false;
 	if (match.gid && !test(match.gid, ids => packet.gid !== undefined && ids.includes(packet.gid))) return false;
 	if (match.isDestinationLocal !== undefined && match.isDestinationLocal === isOut) return false;
-	if (match.isSyn && packet.protocol !== 'tcp') return false;
+	if (match.isSyn !== undefined && (packet.protocol !== 'tcp' || !match.isSyn)) return false;
 	// What the kernel knows and we do not: no unit, no mark, a new connection that nothing has rewritten yet.
 	if (match.mark && !test(match.mark, mark => mark === 0)) return false;
 	if (match.state && !match.state.includes('new')) return false;
