@@ -1,5 +1,6 @@
 // Runs inside a network namespace as some user, and does there what it is told, one JSON line a command on stdin.
 import {createSocket} from 'node:dgram';
+import {createServer as createHttpServer, get as httpGet} from 'node:http';
 import {connect, createServer, type Socket} from 'node:net';
 import {createInterface} from 'node:readline';
 
@@ -123,12 +124,42 @@ function askName({server, protocol = 'udp', withinMs = 10_000}: Fields): Promise
 	});
 }
 
+/** An application that knows nothing of meshes, and tells what it saw. */
+function serveHttp({port, name}: Fields): Promise<Fields> {
+	const server = createHttpServer((request, response) => {
+		const certificate = String(request.headers['x-forwarded-client-cert'] ?? '');
+		const [, caller = ''] = /URI=([^;,]+)/.exec(certificate) ?? [];
+		response.end(JSON.stringify({app: name, caller, peer: request.socket.remoteAddress}));
+	});
+	return new Promise((resolve, reject) => {
+		server.once('error', reject);
+		server.listen(Number(port), () => resolve({}));
+	});
+}
+
+function get({url, withinMs = 10_000}: Fields): Promise<Fields> {
+	return new Promise(resolve => {
+		const request = httpGet(String(url), {agent: false, timeout: Number(withinMs)}, response => {
+			const chunks: Buffer[] = [];
+			response.on('data', (chunk: Buffer) => chunks.push(chunk));
+			response.on('end', () => {
+				const text = Buffer.concat(chunks).toString();
+				resolve(response.statusCode === 200 ? (JSON.parse(text) as Fields) : {status: response.statusCode, text});
+			});
+		});
+		request.on('timeout', () => request.destroy(new Error('timeout')));
+		request.on('error', (error: NodeJS.ErrnoException) => resolve({error: error.code ?? error.message}));
+	});
+}
+
 const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | unknown>> = {
 	listen,
 	ask,
 	askAgain,
 	serveNames,
 	askName,
+	serveHttp,
+	get,
 	seen: () => [...seen],
 	forget: () => {
 		seen.length = 0;

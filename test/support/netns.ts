@@ -362,6 +362,26 @@ export async function makeWorld(
 	};
 }
 
+/** A second VM on another wire of the far side, which forwards between the two. */
+export async function addVm(t: ExecutionContext, {vm: first, far}: World): Promise<Namespace> {
+	const vm = new Namespace(`${first.name}2`);
+	t.teardown(() => vm.destroy());
+	await mkdir(`/etc/netns/${vm.name}`, {recursive: true});
+	await writeFile(`/etc/netns/${vm.name}/resolv.conf`, `nameserver ${secondWire.far}\n`);
+	await must('ip', ['netns', 'add', vm.name]);
+	await must('ip', ['-n', far.name, 'link', 'add', 'vm1', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', vm.name]);
+	await must('ip', ['-n', far.name, '-batch', '-'], `link set vm1 up\naddr add ${secondWire.far}/24 dev vm1\n`);
+	await far.must('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+	await must(
+		'ip',
+		['-n', vm.name, '-batch', '-'],
+		`link set lo up\nlink set eth0 up\naddr add ${secondWire.vm}/24 dev eth0\nroute add default via ${secondWire.far}\n`,
+	);
+	return vm;
+}
+
+export const secondWire = {vm: '198.18.2.11', far: '198.18.2.1'} as const;
+
 /** nft shows rules of iptables-nft now one way, now another; iptables-nft-save shows them as they are. */
 function withoutCompat(ruleset: string): string {
 	let isCompat = false;
