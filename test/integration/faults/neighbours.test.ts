@@ -129,6 +129,28 @@ test('faults › envoy › one that is missing is told once and waited for, and 
 	t.deepEqual(await listKept(workload.stateDir), joinedState);
 });
 
+test('faults › envoy › a VM that is ten seconds without one leaves the mesh, says so, and is back with it', async t => {
+	const {world} = t.context;
+	const envoyPath = join(world.directory, 'envoy');
+	const workload = await world.workload({bundle: await world.bundle(), envoyPath});
+	workload.start();
+	await workload.until('registered', report => gateOf(report, 'registration').open);
+	const gate = await untilClosed(workload, 'registration', /^this agent has ended its stream/);
+	t.regex(gate.hint!, /look at the gate proxy/);
+	const {state, entry} = (await workload.status()).parts['registration'] as Record<string, unknown>;
+	t.deepEqual([state, entry], ['withdrawn', 'faults/vm-127.0.0.1']);
+	t.deepEqual(world.sandbox.connections(), []);
+	const disconnected = world.sandbox.workloadEntries().map(({annotations}) => annotations['istio.io/disconnectedAt']);
+	t.true(
+		disconnected.every(at => at !== undefined),
+		'istiod is to delete it',
+	);
+
+	await symlink(world.envoyPath, envoyPath);
+	const {parts} = await workload.untilReady();
+	t.is((parts['registration'] as {state: string}).state, 'registered');
+});
+
 for (const [title, content, mode, reason, hint] of [
 	['not executable', '#!/bin/sh\n', 0o644, /not executable by this user$/, /chmod a\+rx/],
 	['a text file', 'not a program\n', 0o755, /it is not a program$/, /install Envoy again/],
