@@ -162,13 +162,15 @@ export function spoken(text: string): string[] {
 /** Files below the state directory, sorted, without logs; the number of a lock file is left out. Empty when there is no such directory. */
 export async function listFiles(directory: string): Promise<string[]> {
 	const entries = await readdir(directory, {recursive: true, withFileTypes: true}).catch(() => []);
-	return entries
-		.filter(entry => !entry.isDirectory())
-		.map(entry => join(entry.parentPath, entry.name).slice(directory.length + 1))
-		// Of Envoy and of the name server, in their own time.
-		.filter(path => !/^(?:log|dns)\//.test(path))
-		.map(path => path.replace(/^identity\/lock\.\d+$/, 'identity/lock'))
-		.sort();
+	return (
+		entries
+			.filter(entry => !entry.isDirectory())
+			.map(entry => join(entry.parentPath, entry.name).slice(directory.length + 1))
+			// Of Envoy and of the name server, in their own time.
+			.filter(path => !/^(?:log|dns)\//.test(path))
+			.map(path => path.replace(/^identity\/lock\.\d+$/, 'identity/lock'))
+			.sort()
+	);
 }
 
 /** As `listFiles`, once a certificate has been kept: an agent is ready with it before it is on disk. */
