@@ -1,6 +1,7 @@
 import {setImmediate as nextTurn} from 'node:timers/promises';
 import type {LoadedConfig} from './config/index.ts';
 import {buildNode} from './control-plane/node-metadata.ts';
+import {refuseLookup} from './dns/off.ts';
 import {dnsAddressOf} from './dns/server-address.ts';
 import {holdState} from './identity/state-dir.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
@@ -90,7 +91,7 @@ export async function runAgent(
 				)
 			: undefined;
 		status.add('dns', () => dns?.status() ?? {mode: 'off'});
-		if (dns) status.addCommand('dns-lookup', dns.lookup);
+		status.addCommand('dns-lookup', dns?.lookup ?? refuseLookup);
 		const notifier = await parts.start('notify', () =>
 			startSystemdNotifier({
 				env: config.isNotifyEnabled ? process.env : {},

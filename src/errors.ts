@@ -42,6 +42,7 @@ export type ErrorCode =
 	| 'proxy.state_unusable'
 	// dns
 	| 'dns.name_invalid'
+	| 'dns.off'
 	| 'dns.table_too_large'
 	| 'dns.resolved_refused'
 	// status

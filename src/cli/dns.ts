@@ -1,21 +1,23 @@
+import {diskReader, findControlSocket} from '../config/index.ts';
 import type {Lookup} from '../dns/index.ts';
 import {sendCommand} from '../status/index.ts';
 import type {Command, CommandGroup} from './index.ts';
-import {loadFrom} from './load.ts';
 
 const lookupCommand: Command = {
 	usage: 'lookup NAME',
 	description:
 		'Ask the running agent for a name, and tell who answered and why; exit code 0 only if there is an answer',
 	hasSettings: true,
+	mainSettings: ['config', 'run-dir', 'control-socket'],
 	options: yargs =>
 		yargs
 			.positional('NAME', {type: 'string'})
 			.option('type', {type: 'string', requiresArg: true, description: 'A, AAAA, PTR, TXT, … [A]'})
 			.option('json', {type: 'boolean', description: 'Print JSON'}),
 	run: async ({NAME: name, type, json, ...flags}) => {
-		const {config} = await loadFrom(flags);
-		const found = (await sendCommand(config.status.controlSocketPath, 'dns-lookup', {name, type})) as Lookup;
+		const {path, unheard} = findControlSocket({argv: flags, env: process.env, files: diskReader, cwd: process.cwd()});
+		for (const fault of unheard) process.stderr.write(`warning: ${fault}\n`);
+		const found = (await sendCommand(path, 'dns-lookup', {name, type})) as Lookup;
 		process.stdout.write(json ? `${JSON.stringify(found, undefined, '\t')}\n` : renderLookup(found));
 		return found.code === 'NOERROR' && found.records.length > 0 ? 0 : 1;
 	},

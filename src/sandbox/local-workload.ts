@@ -59,6 +59,8 @@ export class LocalWorkload {
 		await mkdir(options.directory, {recursive: true});
 		// Its own, so that a configuration of this machine does not get in.
 		await writeFile(join(options.directory, 'onramp.yaml'), '', {flag: 'a'});
+		// Nor does a question leave it.
+		await writeFile(join(options.directory, 'resolv.conf'), 'nameserver 127.0.0.1\n');
 		return new LocalWorkload(options, await freePorts(4));
 	}
 
@@ -94,6 +96,7 @@ export class LocalWorkload {
 			...['--proxy-listen-address', '127.0.0.1', '--proxy-readiness-port', String(this.ports.readiness)],
 			...['--proxy-metrics-port', String(this.ports.metrics), '--proxy-concurrency', '1', '--notify', 'false'],
 			...['--dns-addresses', '127.0.0.1', '--dns-port', String(this.ports.dns)],
+			...['--dns-resolv-conf', join(this.options.directory, 'resolv.conf')],
 			...flags,
 		];
 	}

@@ -4,7 +4,10 @@ import {version} from '../../../src/version.ts';
 import {directoryWith, onramp} from './command.ts';
 
 /** Of groups, each command too. */
-const commands = [...['', 'run', 'join', 'status', 'doctor', 'version'], ...['config', 'config print', 'config check']];
+const commands = [
+	...['', 'run', 'join', 'status', 'doctor', 'version'],
+	...['config', 'config print', 'config check', 'dns', 'dns lookup'],
+];
 
 /** A machine on which no command could do its work. */
 const broken = {ONRAMP_NO_SUCH_SETTING: 'x', ONRAMP_LOG_LEVEL: 'loud', ONRAMP_CONFIG: '/no/such/file'};
