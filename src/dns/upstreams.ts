@@ -1,7 +1,7 @@
 import {randomBytes} from 'node:crypto';
 import type {Clock, Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
-import {encodeName, type as recordType, renderQuery} from './message.ts';
+import {encodeName, isFailure, type as recordType, renderQuery} from './message.ts';
 import {parseResolvConf, type ResolvConf} from './resolv-conf.ts';
 import {labelOf, type ServerAddress, Upstream, type UpstreamState} from './upstream.ts';
 import {type Look, watchFiles} from './watch-files.ts';
@@ -66,6 +66,8 @@ const stubs: ReadonlySet<string> = new Set(['127.0.0.53', '127.0.0.54']);
 interface Entry {
 	readonly upstream: Upstream;
 	isSpare: boolean;
+	/** A probe was answered, by the server or whom it asks, and did not come to us. */
+	isProven: boolean;
 	probeDelayMs: number;
 	nextProbeMs: number;
 }
@@ -121,6 +123,7 @@ export function startUpstreams(deps: UpstreamsDeps): Upstreams {
 			const entry: Entry = {
 				upstream: new Upstream(server, clock, () => onStateChange(entry)),
 				isSpare,
+				isProven: false,
 				probeDelayMs: probeEveryMs,
 				// At once: a loop must be found before it is asked much.
 				nextProbeMs: 0,
@@ -146,7 +149,10 @@ export function startUpstreams(deps: UpstreamsDeps): Upstreams {
 		upstream.ask(message, message.length - 11, isTcpOnly, probeTimeoutMs, answer => {
 			cameBack = !probes.has(name);
 			stop();
-			if (wasLoop && answer && !cameBack) upstream.clearLoop();
+			// A server that could ask nobody says so, and proves nothing.
+			if (cameBack || !answer || isFailure(answer[3]! & 0x0f)) return;
+			entry.isProven = true;
+			if (wasLoop) upstream.clearLoop();
 		});
 	};
 
@@ -155,10 +161,11 @@ export function startUpstreams(deps: UpstreamsDeps): Upstreams {
 			const nowMs = clock.monotonicMs();
 			for (const entry of entries.values()) {
 				entry.upstream.tick(nowMs);
-				const isProbed = entry.nextProbeMs === 0 || !entry.upstream.isGood;
-				if (isProbed && nowMs >= entry.nextProbeMs) probe(entry);
+				if ((!entry.isProven || !entry.upstream.isGood) && nowMs >= entry.nextProbeMs) probe(entry);
 			}
-			const isIdle = [...entries.values()].every(({upstream}) => upstream.isIdle && upstream.isGood);
+			const isIdle = [...entries.values()].every(
+				({upstream, isProven}) => upstream.isIdle && upstream.isGood && isProven,
+			);
 			await clock.sleep(isIdle ? idleTickMs : tickMs, stopping.signal);
 		}
 	};

@@ -6,7 +6,18 @@ import test from 'ava';
 import {parseResolvConf} from '../../../src/dns/resolv-conf.ts';
 import {chooseServers} from '../../../src/dns/upstreams.ts';
 import {watchFiles} from '../../../src/dns/watch-files.ts';
-import {ask, askUdp, meshTable, question, readAnswer, replyWith, startFakeServer, startWorld, until} from './world.ts';
+import {
+	ask,
+	askUdp,
+	closedPort,
+	meshTable,
+	question,
+	readAnswer,
+	replyWith,
+	startFakeServer,
+	startWorld,
+	until,
+} from './world.ts';
 
 const at = (port: number) => ({address: '127.0.0.1', port});
 const wait = (ms: number) => new Promise(resolve => setTimeout(resolve, ms));
@@ -17,14 +28,6 @@ async function silentPort(t: {teardown: (end: () => void) => void}): Promise<num
 	await new Promise<void>(resolve => socket.bind(0, '127.0.0.1', resolve));
 	t.teardown(() => socket.close());
 	return socket.address().port;
-}
-
-async function closedPort(): Promise<number> {
-	const socket = createSocket('udp4');
-	await new Promise<void>(resolve => socket.bind(0, '127.0.0.1', resolve));
-	const {port} = socket.address();
-	await new Promise<void>(resolve => socket.close(() => resolve()));
-	return port;
 }
 
 test('upstreams › a server that nobody runs costs no time: the next is asked at once', async t => {
@@ -219,6 +222,21 @@ test('upstreams › a server that asks us in turn is found and not used', async 
 	const before = looping.asked.length;
 	t.deepEqual((await ask(world, 'www.example.com')).values, ['192.0.2.1']);
 	t.is(looping.asked.length, before);
+});
+
+test('upstreams › a loop is found also when the first probes get nowhere', async t => {
+	const port = {ours: 0};
+	let isDeaf = true;
+	const looping = await startFakeServer(t, query =>
+		isDeaf ? replyWith(query, 2) : askUdp(port.ours, query.message, 1000),
+	);
+	const free = await closedPort();
+	port.ours = free;
+	const world = await startWorld(t, {port: free, upstreams: [at(looping.port)]}, {resolvConf: ''});
+	await until(() => world.dns.status().upstreams[0]!.answered > 0, 'a probe was answered by a failure');
+	isDeaf = false;
+	await until(() => world.dns.status().upstreams[0]!.state === 'loop', 'the loop is found');
+	t.is((await ask(world, 'www.example.com')).code, 'SERVFAIL');
 });
 
 test('upstreams › a server that is ourselves is never asked', async t => {

@@ -215,8 +215,9 @@ export async function startFakeServer(t: ExecutionContext, behave: Behaviour, po
 		return behave(query, isTcp);
 	};
 	let isClosed = false;
-	const udp = await bindBoth(port);
-	const bound = udp.address().port;
+	const bound = port === 0 ? await closedPort() : port;
+	const udp = createSocket('udp4');
+	await new Promise<void>(resolve => udp.bind(bound, '127.0.0.1', resolve));
 	udp.on('message', async (message, from) => {
 		const reply = await answer(message, false);
 		if (reply && !isClosed) udp.send(reply, from.port, from.address);
@@ -253,18 +254,17 @@ export async function startFakeServer(t: ExecutionContext, behave: Behaviour, po
 	return {port: bound, asked, close};
 }
 
-/** A UDP socket whose port is free for TCP, too, or was a moment ago: other tests take ports all the time. */
-async function bindBoth(port: number): Promise<ReturnType<typeof createSocket>> {
+/** One that is free now, and that the system gives to nobody who asks for any port (ip_local_port_range). */
+export async function closedPort(): Promise<number> {
 	for (;;) {
-		const udp = createSocket('udp4');
-		await new Promise<void>(resolve => udp.bind(port, '127.0.0.1', resolve));
-		const probe = createServer();
+		const port = 16_000 + Math.floor(Math.random() * 16_000);
+		const socket = createSocket('udp4');
 		const isFree = await new Promise<boolean>(resolve => {
-			probe.once('error', () => resolve(false));
-			probe.listen(udp.address().port, '127.0.0.1', () => probe.close(() => resolve(true)));
+			socket.once('error', () => resolve(false));
+			socket.bind(port, '127.0.0.1', () => resolve(true));
 		});
-		if (isFree || port !== 0) return udp;
-		udp.close();
+		await new Promise<void>(resolve => socket.close(() => resolve()));
+		if (isFree) return port;
 	}
 }
 
