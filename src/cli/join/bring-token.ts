@@ -1,3 +1,4 @@
+import {createReadStream, type ReadStream} from 'node:fs';
 import {readFile, stat} from 'node:fs/promises';
 import {dirname, resolve} from 'node:path';
 import {AgentError, reasonOf, systemCode} from '../../errors.ts';
@@ -53,7 +54,7 @@ export async function bringToken(file: string, flags: Flags, {waitMs, signal}: B
 
 async function readToken(file: string): Promise<string> {
 	try {
-		const bytes = file === '-' ? await readStandardInput() : await readFile(file);
+		const bytes = await readBounded(file === '-' ? process.stdin : createReadStream(file));
 		if (bytes.length > maxTokenBytes) throw new Error(`larger than ${maxTokenBytes} bytes`);
 		return bytes.toString('latin1');
 	} catch (cause) {
@@ -64,10 +65,11 @@ async function readToken(file: string): Promise<string> {
 	}
 }
 
-async function readStandardInput(): Promise<Buffer> {
+/** The file may be a pipe, as the shell's `<(kubectl create token …)` is one. */
+async function readBounded(stream: NodeJS.ReadStream | ReadStream): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	let length = 0;
-	for await (const chunk of process.stdin as AsyncIterable<Buffer>) {
+	for await (const chunk of stream as AsyncIterable<Buffer>) {
 		chunks.push(chunk);
 		length += chunk.length;
 		if (length > maxTokenBytes) break;

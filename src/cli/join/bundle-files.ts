@@ -1,5 +1,6 @@
-import {chmod, chown, mkdir, readFile, rename, rm, stat} from 'node:fs/promises';
+import {chmod, chown, mkdir, rename, rm, stat} from 'node:fs/promises';
 import {dirname, join} from 'node:path';
+import {diskReader} from '../../config/index.ts';
 import {AgentError, reasonOf, systemCode} from '../../errors.ts';
 import {syncDirectory, temporaryName, writeNewFile} from '../../lifecycle/atomic-file.ts';
 
@@ -24,8 +25,8 @@ export async function planInstall(source: string, target: string): Promise<FileC
 		const changes: FileChange[] = [];
 		for (const name of bundleFiles) {
 			const path = join(target, name);
-			const content = await readOptional(join(source, name));
-			const present = await readOptional(path);
+			const content = readOptional(join(source, name));
+			const present = readOptional(path);
 			if (content === undefined ? present === undefined : present?.equals(content)) {
 				if (content && !(await isAsItShouldBe(path, gid))) changes.push({path, content: 'same'});
 			} else changes.push({path, content});
@@ -49,6 +50,10 @@ export async function install(target: string, changes: readonly FileChange[]): P
 			if (content === undefined) await rm(path, {force: true});
 			else if (content === 'same') await mend(path, gid);
 			else await replaceFile(path, content, fileMode, gid);
+		}
+		for (const {path, content} of changes) {
+			if (content instanceof Buffer && !readOptional(path)?.equals(content))
+				throw new Error(`${path} was changed meanwhile: is another join at work?`);
 		}
 	} catch (cause) {
 		throw cannotInstall(target, cause);
@@ -99,17 +104,34 @@ async function mend(path: string, gid: number): Promise<void> {
 	await chmod(path, fileMode);
 }
 
-async function readOptional(path: string): Promise<Buffer | undefined> {
+/** As much of a file as is looked at, and one byte more: a bundle with a larger one has been refused. */
+const maxBytes = 2 ** 20;
+
+/** Neither waits for ever at a FIFO nor reads without a bound. */
+function readOptional(path: string): Buffer | undefined {
+	const bytes = diskReader.read(path, maxBytes);
+	return bytes && Buffer.from(bytes);
+}
+
+/** Whether two directories have the same token; false when that cannot be told. */
+export function isSameToken(source: string, target: string): boolean {
 	try {
-		return await readFile(path);
-	} catch (error) {
-		if (systemCode(error) === 'ENOENT') return undefined;
-		throw error;
+		const [ours, theirs] = [source, target].map(directory => readOptional(join(directory, 'istio-token')));
+		return ours !== undefined && theirs !== undefined && ours.equals(theirs);
+	} catch {
+		// Who checks the bundle says why.
+		return false;
 	}
 }
 
 const cannotInstall = (target: string, cause: unknown): AgentError =>
 	new AgentError('config.unreadable', `install bundle into ${target}: ${reasonOf(cause)}`, {
 		cause,
-		hint: 'run it as root, or name another place with --install-to',
+		hint: remedies[systemCode(cause) ?? ''] ?? 'run it as root, or name another place with --install-to',
 	});
+
+const remedies: Readonly<Record<string, string>> = {
+	ENOSPC: 'make room on that file system, and join again',
+	EDQUOT: 'make room on that file system, and join again',
+	EROFS: 'that file system is read-only; name another place with --install-to',
+};

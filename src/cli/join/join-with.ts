@@ -8,7 +8,7 @@ import {createLogger} from '../../log.ts';
 import {fetchStatus, type StatusReport, sendCommand} from '../../status/index.ts';
 import type {Flags} from '../index.ts';
 import {loadFrom} from '../load.ts';
-import {type FileChange, install, planInstall} from './bundle-files.ts';
+import {type FileChange, install, isSameToken, planInstall} from './bundle-files.ts';
 import {checkBundle} from './check.ts';
 import {type KeptFlags, keepFlags, planKeptFlags, refuseWhatServiceIgnores} from './kept-flags.ts';
 import {planJoin, type RunningAgent} from './plan.ts';
@@ -26,9 +26,9 @@ export interface JoinOptions {
 /** Looks at everything, decides, and only then changes something. */
 export async function joinWith(source: string, target: string, flags: Flags, options: JoinOptions): Promise<number> {
 	const {isInstallOnly, waitMs, signal} = options;
-	const changes = source === target ? [] : await planInstall(source, target);
-	const isTokenKnown = !changes.some(({path, content}) => path.endsWith('/istio-token') && content !== 'same');
-	const {loaded: wanted, warnings} = await checkBundle(source, flags, isTokenKnown);
+	const {loaded: wanted, warnings} = await checkBundle(source, flags, isSameToken(source, target));
+	// Of a bundle that lies at its place already, only the modes are looked at.
+	const changes = await planInstall(source, target);
 	const configPath = String(flags['config'] ?? process.env['ONRAMP_CONFIG'] ?? '/etc/onramp/onramp.yaml');
 	const kept = planKeptFlags(flags, resolve(configPath), target, diskReader);
 	const {controlSocketPath} = wanted.config.status;
