@@ -1,4 +1,6 @@
 import {type ChildProcess, spawn} from 'node:child_process';
+import {randomInt} from 'node:crypto';
+import {once} from 'node:events';
 import {openSync, readFileSync} from 'node:fs';
 import {mkdir, writeFile} from 'node:fs/promises';
 import {createServer} from 'node:net';
@@ -6,21 +8,36 @@ import {join} from 'node:path';
 import {loadRecord} from '../proxy/record.ts';
 import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
 
-/** Free TCP ports of 127.0.0.1, all different. Somebody may take one before it is used; tests live with that. */
+/** Below the range the kernel takes ports from for everyone who does not care which (32768 to 60999 unless set). */
+const portRange = {from: 10_240, to: 32_767};
+const handedOut = new Set<number>();
+
+/**
+ * Free TCP ports of 127.0.0.1, all different and never the same twice. They are not the kernel's to give away
+ * meanwhile; another process may still take one before it is used, which is unlikely enough for tests.
+ */
 export async function freePorts(count: number): Promise<number[]> {
-	const servers = await Promise.all(
-		Array.from({length: count}, async () => {
-			const server = createServer();
-			await new Promise<void>((resolve, reject) => {
-				server.once('error', reject);
-				server.listen(0, '127.0.0.1', resolve);
-			});
-			return server;
-		}),
-	);
-	const ports = servers.map(server => (server.address() as {port: number}).port);
-	await Promise.all(servers.map(server => new Promise(resolve => server.close(resolve))));
+	const ports: number[] = [];
+	while (ports.length < count) {
+		const port = randomInt(portRange.from, portRange.to + 1);
+		if (handedOut.has(port) || !(await isFree(port))) continue;
+		handedOut.add(port);
+		ports.push(port);
+	}
 	return ports;
+}
+
+async function isFree(port: number): Promise<boolean> {
+	const server = createServer();
+	try {
+		server.listen(port, '127.0.0.1');
+		await once(server, 'listening');
+		return true;
+	} catch {
+		return false;
+	} finally {
+		server.close();
+	}
 }
 
 export interface LocalWorkloadOptions {
