@@ -1,11 +1,12 @@
 import type {IdentitySource} from '../config/types.ts';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
 import {Secret} from '../log.ts';
-import {type VerifiedPair, verifyPair} from './certificate.ts';
+import {type PairExpectation, type VerifiedPair, verifyPair} from './certificate.ts';
 import {describe, isWorthTelling} from './failure.ts';
 import {fingerprint} from './fingerprint.ts';
 import {readSmallFile} from './small-file.ts';
 import type {Source, SourceDeps} from './source.ts';
+import {spiffeIdOf} from './state-dir.ts';
 import type {IdentityFailure} from './types.ts';
 
 type Files = Extract<IdentitySource, {kind: 'files'}>;
@@ -20,13 +21,16 @@ const maxFileBytes = 1024 * 1024;
 
 /** Certificates that something else keeps fresh in files. The old pair is served until a whole new one is there. */
 export async function startFilesSource(files: Files, deps: SourceDeps): Promise<Source> {
-	const {served, changed, count, clock, log} = deps;
+	const {served, changed, count, clock, log, workload} = deps;
+	const spiffeId = spiffeIdOf(workload);
 	const stopping = new AbortController();
 	let wake = new AbortController();
 	let attempts = 0;
 	let generation = 0;
 	let lastError: IdentityFailure | undefined;
 	let seen: string | undefined;
+	/** The files whose failure was told last: one more failure of the same is not news, one of others is. */
+	let toldOf: string | undefined;
 	let reloading: Promise<void> | undefined;
 
 	const look = async () => (await Promise.all([files.certPath, files.keyPath, files.rootPath].map(fingerprint))).join();
@@ -45,7 +49,7 @@ export async function startFilesSource(files: Files, deps: SourceDeps): Promise<
 		for (;;) {
 			const before = await look();
 			try {
-				const pair = await readPair(files, clock.now());
+				const pair = await readPair(files, {now: clock.now(), spiffeId});
 				if ((await look()) === before) {
 					seen = before;
 					publish(pair);
@@ -72,8 +76,9 @@ export async function startFilesSource(files: Files, deps: SourceDeps): Promise<
 					attempts++;
 					lastError = describe(error, clock.now());
 					count('failure');
-					if (isWorthTelling(attempts))
+					if (seen !== toldOf || isWorthTelling(attempts))
 						log.warn({err: error, attempts}, 'certificate files cannot be used, will look again');
+					toldOf = seen;
 					throw error;
 				},
 			)
@@ -127,10 +132,10 @@ export async function startFilesSource(files: Files, deps: SourceDeps): Promise<
 	};
 }
 
-async function readPair({certPath, keyPath, rootPath}: Files, now: Date): Promise<VerifiedPair> {
+async function readPair({certPath, keyPath, rootPath}: Files, expected: PairExpectation): Promise<VerifiedPair> {
 	const [chainPem, key, rootsPem] = await Promise.all([certPath, keyPath, rootPath].map(readText));
 	try {
-		return verifyPair({chainPem: chainPem!, keyPem: new Secret(key!), rootsPem: rootsPem!}, {now});
+		return verifyPair({chainPem: chainPem!, keyPem: new Secret(key!), rootsPem: rootsPem!}, expected);
 	} catch (cause) {
 		throw new AgentError(
 			'identity.source_unusable',

@@ -8,6 +8,7 @@ import {verifyPair} from './certificate.ts';
 import {describe, isWorthTelling} from './failure.ts';
 import {parseSecretUpdate, renderSecretRequest, type SecretResource, type SecretUpdate} from './sds-messages.ts';
 import type {Source, SourceDeps} from './source.ts';
+import {spiffeIdOf} from './state-dir.ts';
 import type {IdentityFailure} from './types.ts';
 
 const method = '/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets';
@@ -30,6 +31,7 @@ export async function startSdsSource(
 	let nextAttemptAt: Date | undefined;
 	let generation = 0;
 
+	const spiffeId = spiffeIdOf(workload);
 	const nodeId = `${workload.namespace}~${workload.serviceAccount}`;
 
 	/** Answers are partial: a certificate and its roots may come one after the other, so both are kept. */
@@ -38,7 +40,10 @@ export async function startSdsSource(
 		const certificate = secrets.get('default')?.certificate;
 		const rootsPem = secrets.get('ROOTCA')?.trustedCaPem;
 		if (!certificate || rootsPem === undefined) return;
-		const pair = verifyPair({...certificate, keyPem: new Secret(certificate.keyPem), rootsPem}, {now: clock.now()});
+		const pair = verifyPair(
+			{...certificate, keyPem: new Secret(certificate.keyPem), rootsPem},
+			{now: clock.now(), spiffeId},
+		);
 		const before = served.latest;
 		const isSame = before?.chainPem === pair.chainPem;
 		if (!isSame) generation++;

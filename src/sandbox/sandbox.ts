@@ -140,6 +140,7 @@ class ControlPlane {
 				return port();
 			},
 			rootPem: () => this.#ca!.rootsPem,
+			issueCertificate: (csrPem, issue) => this.#ca!.issue(csrPem, issue),
 			issueToken: request => this.#tokens.issue(request),
 			addWorkloadGroup: group => this.#registry.addGroup(group),
 			removeWorkloadGroup: (namespace, name) => this.#registry.removeGroup(namespace, name),

@@ -1,6 +1,7 @@
 import type {Running} from '../lifecycle/index.ts';
 import type {AckEvent, ConnectionView, PushEvent} from './ads-events.ts';
 import type {BundleOptions} from './bundle.ts';
+import type {IssueOptions} from './ca.ts';
 import type {EventLog} from './event-log.ts';
 import type {WorkloadPorts} from './generator.ts';
 import type {GrpcStatus} from './grpc-wire.ts';
@@ -74,6 +75,8 @@ export interface Sandbox extends Running {
 	/** The trust bundle: one root, or several during a rotation. */
 	rootPem(): string;
 	issueToken(request: TokenRequest): string;
+	/** Signs as `CreateCertificate` does, for workloads whose certificates come another way. */
+	issueCertificate(csrPem: string, options: IssueOptions): readonly string[];
 	addWorkloadGroup(group: WorkloadGroupSpec): void;
 	removeWorkloadGroup(namespace: string, name: string): void;
 	/** One port of one service; pushed after the debounce time. */
