@@ -1,7 +1,7 @@
 import type {CaptureConfig} from '../config/index.ts';
 import type {PlanContext} from './context.ts';
 import {type Add, portGroups, returns} from './passes.ts';
-import type {Chain, Match} from './rules.ts';
+import type {Chain, Match, Verdict} from './rules.ts';
 
 /** Connections that begin from now on leave no entry that a later one could be counted to. */
 export function addForgetting(add: Add, chain: Chain): void {
@@ -12,6 +12,18 @@ export function addForgetting(add: Add, chain: Chain): void {
 		{kind: 'forget-soon'},
 		'a later connection between the same ports must not be taken for this one',
 	);
+}
+
+/** The other way round: a connection of Envoy's that is counted to an old one of the application's is led to Envoy itself. */
+export function addLoopRefusal(add: Add, {owners}: PlanContext, {outboundPort}: CaptureConfig, verdict: Verdict): void {
+	for (const owner of owners)
+		add(
+			'filter_output',
+			'guard.loop',
+			{protocol: 'tcp', ...owner, isSyn: true, isRewritten: true, destinationPort: {is: [outboundPort]}},
+			verdict,
+			'a connection of Envoy that would come back to it',
+		);
 }
 
 /**

@@ -1,6 +1,6 @@
 import type {CaptureConfig} from '../config/index.ts';
 import type {PlanContext} from './context.ts';
-import {addForgetting, addSpared, addStrayRules} from './guard-rules.ts';
+import {addForgetting, addLoopRefusal, addSpared, addStrayRules} from './guard-rules.ts';
 import {type Add, familyOf, loopbackOf, passThrough, portGroups, returns} from './passes.ts';
 import type {Chain, Family, Match, Verdict} from './rules.ts';
 
@@ -31,6 +31,7 @@ export function addEscapeGuard(
 ): void {
 	const chain = 'filter_output';
 	if (isForgetful) addForgetting(add, chain);
+	addLoopRefusal(add, context, config, guarding(isForgetful).toMesh);
 	add(chain, 'guard.redirected', {isRewritten: true}, returns, 'goes to Envoy');
 	addSpared(add, context, config);
 	addSelection(add, family, config, context, guarding(isForgetful));

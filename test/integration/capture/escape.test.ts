@@ -1,6 +1,8 @@
 // Ways in which a connection of the application has been seen to leave without passing Envoy although the rules were
 // in place, each made to happen once. docs/decisions/0010-escape-guard.md has the causes.
+import type {ChildProcess} from 'node:child_process';
 import test, {type ExecutionContext} from 'ava';
+import {until} from '../../support/mesh.ts';
 import {
 	type Answer,
 	address,
@@ -21,17 +23,18 @@ interface Scene {
 	/** Stands in for Envoy's own connections: same user, ports of its choice. */
 	readonly mesh: Peer;
 	readonly app: Peer;
+	readonly envoy: ChildProcess;
 	readonly backend: (typeof backends)[number];
 }
 
 async function makeScene(t: ExecutionContext, backend: Scene['backend'], ...flags: readonly string[]): Promise<Scene> {
 	const world = await makeWorld(t, {flags: ['--capture-backend', backend, ...flags]});
-	await world.startEnvoy();
+	const envoy = await world.startEnvoy();
 	const [app, mesh, outside] = [await world.vm.peer(), await world.vm.peer(meshUid), await world.far.peer(0)];
 	for (const host of ['0.0.0.0', '::']) await outside.listen(host, 80);
 	const applied = await world.capture(['apply']);
 	t.is(applied.code, 0, applied.stderr);
-	return {world, mesh, app, backend};
+	return {world, mesh, app, envoy, backend};
 }
 
 /** Takes away what keeps connections from escaping, and leaves what redirects. */
@@ -95,6 +98,32 @@ async function watch({far}: World, fromPort: number): Promise<() => Promise<numb
 	return async () =>
 		Number(/packets (\d+)/.exec(await far.must('nft', ['list', 'table', 'inet', `watch${fromPort}`]))![1]);
 }
+
+for (const backend of backends)
+	test.serial(
+		`escape › Envoy takes a port of a connection of the application that it has reset: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const {world, mesh, app, envoy} = await makeScene(t, backend);
+			let catcher = envoy;
+			for (const family of families) {
+				const fromPort = nextPort++;
+				await app.ask(address.far[family], 80, {fromPort, hold: holds[family]});
+				// A process that dies with something unread makes the kernel send a reset in its name.
+				catcher.kill('SIGSTOP');
+				const answer = app.askAgain(holds[family]);
+				await until('Envoy to leave something unread', async () =>
+					/^ESTAB +[1-9]/m.test(await world.vm.must('ss', ['-H', '-t', '-n', 'sport', '=', ':15001'])),
+				);
+				catcher.kill('SIGKILL');
+				t.deepEqual(await answer, {error: 'ECONNRESET'});
+				catcher = await world.startEnvoy();
+				const own = await mesh.ask(address.far[family], 80, {fromPort, withinMs: 20_000});
+				if (backend === 'nft') t.like(own, {via: 'direct'}, family);
+				else t.not(own.via, 'envoy', `${family}: ${JSON.stringify(own)}`);
+			}
+		},
+	);
 
 for (const backend of backends)
 	test.serial(`escape › connection tracking is emptied while connections are open: ${backend}`, async t => {
