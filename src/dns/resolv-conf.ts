@@ -10,26 +10,22 @@ export interface ResolvConf {
 	readonly isRotating: boolean;
 	/** Ask over TCP always. */
 	readonly isTcpOnly: boolean;
-	/** What is waited for one server at most; undefined = not said. */
-	readonly timeoutMs: number | undefined;
 }
 
 /** The C library takes three servers; more are not asked by anybody else either, but cost nothing. */
 const mostServers = 8;
 const mostSearch = 32;
-/** The C library's own bound. */
-const longestTimeoutSeconds = 30;
 
 /**
  * Reads /etc/resolv.conf as the C library does (resolv.conf(5)): the keyword at the start of a line, the last of
- * `domain` and `search` counts, no server at all means the one on this machine. What is not understood is left out.
+ * `domain` and `search` counts, no server at all means the one on this machine. What is not understood is left out,
+ * and so is `timeout`, whole seconds: the next server is asked much sooner anyway.
  */
 export function parseResolvConf(text: string): ResolvConf {
 	const servers: string[] = [];
 	let search: string[] = [];
 	let isRotating = false;
 	let isTcpOnly = false;
-	let timeoutMs: number | undefined;
 	for (const line of text.split('\n')) {
 		const [keyword, ...words] = line
 			.replace(/[#;].*$/, '')
@@ -45,10 +41,8 @@ export function parseResolvConf(text: string): ResolvConf {
 			for (const option of words) {
 				if (option === 'rotate') isRotating = true;
 				else if (option === 'use-vc') isTcpOnly = true;
-				else if (/^timeout:\d{1,4}$/.test(option))
-					timeoutMs = Math.min(longestTimeoutSeconds, Math.max(1, Number(option.slice(8)))) * 1000;
 			}
 		}
 	}
-	return {servers: servers.length > 0 ? servers : ['127.0.0.1'], search, isRotating, isTcpOnly, timeoutMs};
+	return {servers: servers.length > 0 ? servers : ['127.0.0.1'], search, isRotating, isTcpOnly};
 }

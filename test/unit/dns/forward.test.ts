@@ -258,7 +258,6 @@ test('resolv.conf › is read as the C library reads it', t => {
 			search: ['\x04corp\x07example\0', '\x01b\x07example\0'],
 			isRotating: true,
 			isTcpOnly: true,
-			timeoutMs: 3000,
 		},
 	);
 	t.deepEqual(parseResolvConf('').servers, ['127.0.0.1'], 'none means the one of this machine');

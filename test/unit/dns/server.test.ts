@@ -1,4 +1,6 @@
+import {Resolver} from 'node:dns/promises';
 import {connect} from 'node:net';
+import {networkInterfaces} from 'node:os';
 import test from 'ava';
 import {encodeName, renderQuery} from '../../../src/dns/message.ts';
 import {
@@ -248,6 +250,25 @@ test('dns › status and metrics tell what was asked and who answered', async t 
 	t.regex(text, /onramp_dns_queries_total\{source="mesh",outcome="answered"\} 1\n/);
 	t.regex(text, /onramp_dns_names 8\n/);
 	t.regex(text, /onramp_dns_upstream_answers_total\{server="127\.0\.0\.1:\d+"\} \d/);
+});
+
+test('dns › both families are listened on, and an address that this machine does not have is left out', async t => {
+	const hasIpv6 = Object.values(networkInterfaces()).some(list => list?.some(({address}) => address === '::1'));
+	const world = await startWorld(t, {addresses: ['127.0.0.1', '::2', ...(hasIpv6 ? ['::1'] : [])]}, {resolvConf: ''});
+	world.dns.setNameTable(meshTable);
+	t.true(world.readiness.isReady);
+	t.deepEqual(
+		world.dns.listeners.map(({address, state}) => [address, state]).toSorted(),
+		[['127.0.0.1', 'listening'], ['::2', 'absent'], ...(hasIpv6 ? [['::1', 'listening']] : [])].toSorted(),
+	);
+	if (!hasIpv6) {
+		t.log('skipped: no ::1 here');
+		return;
+	}
+	const resolver = new Resolver();
+	resolver.setServers([`[::1]:${world.dns.listeners.find(({address}) => address === '::1')!.port}`]);
+	t.deepEqual(await resolver.resolve4('cart'), ['10.0.0.2']);
+	t.deepEqual(await resolver.resolve6('echo.demo.mesh'), ['2001:2::1']);
 });
 
 test('dns › an address that is taken closes the gate, and is taken as soon as it is free', async t => {
