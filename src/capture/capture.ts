@@ -68,8 +68,7 @@ export async function applyCapture(
 	{isForced = false, isTakeOver = false, confirm}: ApplyOptions = {},
 ): Promise<Applied> {
 	const {config, clock} = deps;
-	const {plan, backend, host} = await prepareCapture(deps);
-	await refusePeers(deps.run, isTakeOver);
+	const [{plan, backend, host}] = await Promise.all([prepareCapture(deps), refusePeers(deps.run, isTakeOver)]);
 	const live = await backend.read();
 	if (
 		live &&
@@ -154,9 +153,11 @@ function refuseIfNotReady(listeners: readonly Listener[]): void {
 async function loadPlan({run}: Pick<CaptureDeps, 'run'>, backend: Backend, plan: Plan): Promise<void> {
 	await addHostState(run, plan.host);
 	await backend.load(plan);
-	for (const other of await findBackends(run))
-		if (other.name !== backend.name && (await readIfAllowed(other))) await other.remove();
-	await removeHostState(run, plan.host);
+	const others = (await findBackends(run)).filter(({name}) => name !== backend.name);
+	await Promise.all([
+		removeHostState(run, plan.host),
+		...others.map(async other => (await readIfAllowed(other)) && other.remove()),
+	]);
 }
 
 export interface Removed {
@@ -196,14 +197,13 @@ async function readIfAllowed(backend: Backend): Promise<LiveRules | undefined> {
 }
 
 async function removeAll(run: Run): Promise<readonly BackendName[]> {
-	const backends: BackendName[] = [];
-	for (const backend of await findBackends(run)) {
-		if (!(await readIfAllowed(backend))) continue;
-		await backend.remove();
-		backends.push(backend.name);
-	}
+	const found = await Promise.all(
+		(await findBackends(run)).map(async backend => ((await readIfAllowed(backend)) ? [backend] : [])),
+	);
+	const present = found.flat();
+	for (const backend of present) await backend.remove();
 	await removeHostState(run, undefined);
-	return backends;
+	return present.map(({name}) => name);
 }
 
 export interface Verified {

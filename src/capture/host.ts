@@ -20,14 +20,23 @@ export async function lookAtHost(
 		...(config.outboundGroups === '*' ? [] : config.outboundGroups),
 		...config.outboundExcludeGroups,
 	];
+	const [users, groups, interfaces, resolvConf, sshPorts, isIpv6, cgroups] = await Promise.all([
+		findUsers(userNames, run),
+		findGroups(groupNames, run),
+		findInterfaces(run),
+		readOptional('/etc/resolv.conf'),
+		findSshPorts(run),
+		hasIpv6(run),
+		findCgroups([...config.units, ...config.excludeUnits], run),
+	]);
 	return {
-		users: await findUsers(userNames, run),
-		groups: await findGroups(groupNames, run),
-		interfaces: await findInterfaces(run),
-		nameservers: parseNameservers(await readOptional('/etc/resolv.conf')),
-		sshPorts: await findSshPorts(run),
-		ipv6: (await hasIpv6(run)) ? 'on' : 'off',
-		cgroups: await findCgroups([...config.units, ...config.excludeUnits], run),
+		users,
+		groups,
+		interfaces,
+		nameservers: parseNameservers(resolvConf),
+		sshPorts,
+		ipv6: isIpv6 ? 'on' : 'off',
+		cgroups,
 	};
 }
 
@@ -68,11 +77,13 @@ interface Link {
 async function findInterfaces(run: Run): Promise<readonly HostInterface[]> {
 	if ((await findProgram('ip')) === undefined)
 		return Object.keys(networkInterfaces()).map(name => ({name, isBridge: false, hasDefaultRoute: false}));
-	const links = parseJson<Link>((await run('ip', ['-d', '-j', 'link', 'show'])).stdout);
-	const outward = new Set<string>();
-	for (const family of ['-4', '-6'])
-		for (const {dev} of parseJson<{dev?: string}>((await run('ip', [family, '-j', 'route', 'show', 'default'])).stdout))
-			if (dev !== undefined) outward.add(dev);
+	const [shown, ...routes] = await Promise.all([
+		run('ip', ['-d', '-j', 'link', 'show']),
+		run('ip', ['-4', '-j', 'route', 'show', 'default']),
+		run('ip', ['-6', '-j', 'route', 'show', 'default']),
+	]);
+	const links = parseJson<Link>(shown.stdout);
+	const outward = new Set(routes.flatMap(({stdout}) => parseJson<{dev?: string}>(stdout).map(({dev}) => dev)));
 	return links.flatMap(({ifname, linkinfo}) =>
 		ifname === undefined
 			? []

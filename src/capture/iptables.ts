@@ -1,7 +1,7 @@
 import {createHash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
-import {type LiveTables, ownPrefix, parseSave} from './iptables-save.ts';
+import {hasLegacyTables, type LiveTables, ownPrefix, parseSave} from './iptables-save.ts';
 import {failureOf, findProgram, mustRun, type Run} from './programs.ts';
 import {aboutName, builtIns, nameOf, renderIptables, tables} from './render-iptables.ts';
 import {type Chain, chains, type Family, families, type Plan} from './rules.ts';
@@ -17,6 +17,7 @@ type Live = ReadonlyMap<Family, LiveTables>;
 /** iptables of either kind: chains of our own, and one jump to each from the kernel's. */
 export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Backend {
 	const save = async (family: Family): Promise<LiveTables> => {
+		if (name === 'iptables-legacy' && !(await hasLegacyTables(family))) return parseSave('');
 		const {code, stdout, stderr} = await run(programOf(name, family, 'save'), ['-c']);
 		if (code === 0) return parseSave(stdout);
 		// A kernel without IPv6 has no such tables.

@@ -16,14 +16,11 @@ export function nftBackend(run: Run): Backend {
 	/** Asks the kernel without changing anything. */
 	const takes = async (script: string): Promise<boolean> => (await run('nft', ['-c', '-f', '-'], script)).code === 0;
 	const readAll = async () => {
-		const tables = new Map<Family, readonly NftObject[]>();
-		for (const family of families) {
-			const objects = await list(family);
-			if (objects) tables.set(family, objects);
-		}
-		return tables;
+		const lists = await Promise.all(families.map(async family => [family, await list(family)] as const));
+		return new Map(lists.flatMap(([family, objects]) => (objects ? [[family, objects] as const] : [])));
 	};
 	const render = async (plan: Plan) => {
+		if (families.every(family => plan.rules.some(rule => rule.family === family))) return renderNft(plan);
 		// A kernel without IPv6 refuses even to be asked to forget a table.
 		const live = await readAll();
 		const absent = families.filter(family => !live.has(family) && !plan.rules.some(rule => rule.family === family));
@@ -31,20 +28,19 @@ export function nftBackend(run: Run): Backend {
 	};
 	return {
 		name: 'nft',
-		abilities: async ipv6 => ({
-			hasConntrackTimeouts: await takes(
-				`table ip ${tableName}_probe { ct timeout t { protocol tcp; l3proto ip; policy = { close : 0 }; }\nchain c { type filter hook output priority 10; ct timeout set "t"; }\n}\n`,
-			),
-			ipv6:
-				ipv6 === 'on' &&
-				!(await takes(`table ip6 ${tableName}_probe { chain c { type nat hook output priority -105; redirect; }\n}\n`))
-					? 'no-nat'
-					: ipv6,
-		}),
+		abilities: async ipv6 => {
+			const [hasConntrackTimeouts, hasNat] = await Promise.all([
+				takes(
+					`table ip ${tableName}_probe { ct timeout t { protocol tcp; l3proto ip; policy = { close : 0 }; }\nchain c { type filter hook output priority 10; ct timeout set "t"; }\n}\n`,
+				),
+				takes(`table ip6 ${tableName}_probe { chain c { type nat hook output priority -105; redirect; }\n}\n`),
+			]);
+			return {hasConntrackTimeouts, ipv6: ipv6 === 'on' && !hasNat ? 'no-nat' : ipv6};
+		},
 		render,
 		read: async () => {
-			const tables = await readAll();
-			return tables.size === 0 ? undefined : describe(tables, await findInFront(run));
+			const [tables, inFront] = await Promise.all([readAll(), findInFront(run)]);
+			return tables.size === 0 ? undefined : describe(tables, inFront);
 		},
 		check: async plan => {
 			const {code, stdout, stderr} = await run('nft', ['-c', '-f', '-'], await render(plan));

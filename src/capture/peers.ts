@@ -1,5 +1,5 @@
 import {AgentError} from '../errors.ts';
-import {parseSave} from './iptables-save.ts';
+import {hasLegacyTables, parseSave} from './iptables-save.ts';
 import {findProgram, mustRun, type Run} from './programs.ts';
 
 /** What Istio's own tool names its chains and tables. Two sets of rules would lead each connection twice. */
@@ -32,39 +32,45 @@ export async function removePeers(run: Run): Promise<void> {
 }
 
 async function findPeers(run: Run): Promise<readonly Peer[]> {
-	const peers: Peer[] = [];
-	for (const program of programs) {
-		if ((await findProgram(`${program}-save`)) === undefined || (await findProgram(`${program}-restore`)) === undefined)
-			continue;
-		const {code, stdout} = await run(`${program}-save`, []);
-		if (code !== 0) continue;
-		const saved = parseSave(stdout);
-		for (const table of saved.names) {
-			const chains = saved.chainsOf(table).filter(name => name.startsWith(peerPrefix));
-			if (chains.length === 0) continue;
-			const text = [
-				`*${table}`,
-				...saved.jumpsOf(table, peerPrefix).map(({line}) => line.replace(/^-A /, '-D ')),
-				...chains.map(name => `-F ${name}`),
-				...chains.map(name => `-X ${name}`),
-				'COMMIT',
-				'',
-			].join('\n');
-			peers.push({
-				place: `${program}, table ${table}`,
-				remove: () => mustRun(run, `${program}-restore`, ['--noflush', '-w', '30'], text),
-			});
-		}
-	}
-	if ((await findProgram('nft')) === undefined) return peers;
+	return (await Promise.all([...programs.map(program => findChains(run, program)), findTables(run)])).flat();
+}
+
+async function findChains(run: Run, program: (typeof programs)[number]): Promise<readonly Peer[]> {
+	if (program.endsWith('legacy') && !(await hasLegacyTables(program.startsWith('ip6') ? 'ip6' : 'ip'))) return [];
+	if ((await findProgram(`${program}-save`)) === undefined || (await findProgram(`${program}-restore`)) === undefined)
+		return [];
+	const {code, stdout} = await run(`${program}-save`, []);
+	if (code !== 0) return [];
+	const saved = parseSave(stdout);
+	return saved.names.flatMap(table => {
+		const chains = saved.chainsOf(table).filter(name => name.startsWith(peerPrefix));
+		if (chains.length === 0) return [];
+		const text = [
+			`*${table}`,
+			...saved.jumpsOf(table, peerPrefix).map(({line}) => line.replace(/^-A /, '-D ')),
+			...chains.map(name => `-F ${name}`),
+			...chains.map(name => `-X ${name}`),
+			'COMMIT',
+			'',
+		].join('\n');
+		const remove = () => mustRun(run, `${program}-restore`, ['--noflush', '-w', '30'], text);
+		return [{place: `${program}, table ${table}`, remove}];
+	});
+}
+
+async function findTables(run: Run): Promise<readonly Peer[]> {
+	if ((await findProgram('nft')) === undefined) return [];
 	const {code, stdout} = await run('nft', ['-j', 'list', 'tables']);
-	if (code !== 0) return peers;
-	for (const {table} of (JSON.parse(stdout) as {nftables: readonly {table?: {family: string; name: string}}[]})
-		.nftables)
-		if (table && peerTable.test(table.name))
-			peers.push({
-				place: `nft, table ${table.family} ${table.name}`,
-				remove: () => mustRun(run, 'nft', ['delete', 'table', table.family, table.name]),
-			});
-	return peers;
+	if (code !== 0) return [];
+	const objects = (JSON.parse(stdout) as {nftables: readonly {table?: {family: string; name: string}}[]}).nftables;
+	return objects.flatMap(({table}) =>
+		table && peerTable.test(table.name)
+			? [
+					{
+						place: `nft, table ${table.family} ${table.name}`,
+						remove: () => mustRun(run, 'nft', ['delete', 'table', table.family, table.name]),
+					},
+				]
+			: [],
+	);
 }

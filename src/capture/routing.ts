@@ -24,29 +24,27 @@ export interface LiveHostState {
 
 /** What is ours of routing and addresses, by our marks, whatever today's settings are. */
 export async function readHostState(run: Run): Promise<LiveHostState> {
-	const rules: {family: Family; mark: number; table: number; priority: number}[] = [];
-	const routes: {family: Family; table: number}[] = [];
-	for (const family of families) {
-		for (const rule of await list(run, [flag[family], '-j', 'rule', 'show']))
-			if (String(rule['protocol']) === String(routeProtocol))
-				rules.push({
-					family,
-					mark: Number(rule['fwmark']),
-					table: Number(rule['table']),
-					priority: Number(rule['priority']),
-				});
-		for (const route of await list(run, [
-			flag[family],
-			'-j',
-			'route',
-			'show',
-			'table',
-			'all',
-			'proto',
-			String(routeProtocol),
-		]))
-			routes.push({family, table: Number(route['table'])});
-	}
+	const perFamily = await Promise.all(
+		families.map(async family => {
+			const [shownRules, shownRoutes] = await Promise.all([
+				list(run, [flag[family], '-j', 'rule', 'show']),
+				list(run, [flag[family], '-j', 'route', 'show', 'table', 'all', 'proto', String(routeProtocol)]),
+			]);
+			return {
+				rules: shownRules
+					.filter(rule => String(rule['protocol']) === String(routeProtocol))
+					.map(rule => ({
+						family,
+						mark: Number(rule['fwmark']),
+						table: Number(rule['table']),
+						priority: Number(rule['priority']),
+					})),
+				routes: shownRoutes.map(route => ({family, table: Number(route['table'])})),
+			};
+		}),
+	);
+	const rules = perFamily.flatMap(each => each.rules);
+	const routes = perFamily.flatMap(each => each.routes);
 	const addresses = (await list(run, ['-6', '-j', 'addr', 'show', 'dev', 'lo'])).flatMap(
 		device => (device['addr_info'] as readonly Record<string, unknown>[] | undefined) ?? [],
 	);
