@@ -30,10 +30,10 @@ export async function watchCapture(deps: WatchDeps, signal: AbortSignal): Promis
 		try {
 			const places = placesIn(config.stateDir);
 			if (isBypassed) {
-				const {isChanged} = await applyCapture({...deps, config: {...config, waitMs: 0}}, signal);
+				// Rejects for as long as Envoy does not answer.
+				await applyCapture({...deps, config: {...config, waitMs: 0}}, signal);
 				isBypassed = false;
-				if (isChanged) tell('', () => log.warn('envoy answers again: capture is back'));
-				log.info('capture is back');
+				log.info('envoy answers again: capture is back');
 			} else if (!(await exists(places.pending)) && (await exists(places.applied))) {
 				goneSinceMs =
 					config.onAgentDown === 'bypass' && !(await isAnswering(deps))
