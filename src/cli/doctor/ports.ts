@@ -3,10 +3,11 @@ import {checkPortsFree} from '../../proxy/ports.ts';
 import {type Finding, fail, ok, skip, withConfig} from './types.ts';
 
 /** Whether the ports that agent and Envoy will listen on are free; an agent that runs has them. */
-export const ports = withConfig('ports', async ({proxy, status}, {report}): Promise<readonly Finding[]> => {
+export const ports = withConfig('ports', async ({proxy, status, dns}, {report}): Promise<readonly Finding[]> => {
 	if (report) return [skip('the running agent has them')];
 	const wanted: readonly (readonly [string, string, number])[] = [
 		[status.address, 'status.port', status.port],
+		...(dns.mode === 'off' ? [] : dns.addresses.map(address => [address, 'dns.port', dns.port] as const)),
 		...(proxy.mode === 'spawn'
 			? ([
 					[proxy.listenAddress, 'proxy.readiness-port', proxy.readinessPort],
@@ -24,5 +25,5 @@ export const ports = withConfig('ports', async ({proxy, status}, {report}): Prom
 			return [fail(error.message.replace('start envoy: ', ''), error.hint ?? `set ${name} to another port`)];
 		}
 	});
-	return taken.length > 0 ? taken : [ok(`${used.map(([, , port]) => port).join(', ')} are free`)];
+	return taken.length > 0 ? taken : [ok(`${[...new Set(used.map(([, , port]) => port))].join(', ')} are free`)];
 });

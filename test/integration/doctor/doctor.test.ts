@@ -13,7 +13,7 @@ test.beforeEach(async t => {
 	const world = await makeWorld();
 	const directory = world.directory;
 	await writeFile(join(directory, 'onramp.yaml'), '');
-	const [status, readiness, metrics] = await freePorts(3);
+	const [status, readiness, metrics, dns] = await freePorts(4);
 	t.context = {
 		world,
 		flags: {
@@ -26,6 +26,8 @@ test.beforeEach(async t => {
 			'status-port': String(status),
 			'proxy-readiness-port': String(readiness),
 			'proxy-metrics-port': String(metrics),
+			'dns-port': String(dns),
+			'dns-addresses': '127.0.0.1',
 		},
 	};
 });
