@@ -7,6 +7,7 @@ import {shortType, typeUrl} from '../proto/types.ts';
 import {FieldReader} from '../proto/wire.ts';
 import {Cache, type Change} from './cache.ts';
 import type {ErrorDetail, Response} from './envelope.ts';
+import {listRemoteCode, type RemoteCode} from './remote-code.ts';
 import type {Removal} from './rewrite.ts';
 import {type DownstreamProtocol, Session} from './session.ts';
 import {type HealthReport, Upstream, type UpstreamDeps, type UpstreamStatus} from './upstream.ts';
@@ -28,6 +29,8 @@ export interface RelayStatus {
 	readonly rejections: readonly Rejection[];
 	/** What was taken out because this Envoy lacks it. */
 	readonly removals: readonly Removal[];
+	/** Wasm filters whose code Envoy has to fetch. */
+	readonly remoteCode: readonly RemoteCode[];
 }
 
 export interface Relay extends Running {
@@ -132,6 +135,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		const change = await type.apply(response.resources, response.removed, isWhole);
 		cache.tidy();
 		if (url === typeUrl.cluster) followEndpoints(change);
+		else if (url === typeUrl.extensionConfig) warnOfRemoteCode(change);
 		// What Envoy has refused and gets again unchanged is not sent to it: it would refuse it again.
 		pending.set(url, {nonce: response.nonce, refusal: standingRefusal(response, change)});
 		let isConcerned = false;
@@ -151,6 +155,12 @@ export function startRelay(deps: RelayDeps): Relay {
 			typeUrl.endpoint,
 			removed.flatMap(({endpointName}) => endpointName ?? []).filter(name => !held.has(name)),
 		);
+	}
+
+	function warnOfRemoteCode({changed}: Change): void {
+		const names = new Set(changed.map(({name}) => name));
+		for (const {resource, uri, problem} of listRemoteCode(cache))
+			if (names.has(resource)) log.warn({resource, uri: uri.slice(0, 200)}, problem);
 	}
 
 	/** Types that end here: the name table and the mesh's ProxyConfig. An empty answer is neither used nor acknowledged, as istiod expects. */
@@ -304,6 +314,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			cacheBytes: cache.heldBytes,
 			rejections: rejections(),
 			removals: [...removals.values()],
+			remoteCode: listRemoteCode(cache),
 		}),
 		onChange: listener => {
 			listeners.add(listener);

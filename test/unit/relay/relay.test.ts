@@ -183,6 +183,42 @@ test('relay › forgets the refusals of an Envoy that is gone', async t => {
 	await relay.stop();
 });
 
+test('relay › names Wasm filters whose code is not here', async t => {
+	const wasm = 'type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm';
+	/** TypedExtensionConfig: typed_config 2 = Any of Wasm: config 1: vm_config 3: code 3 = AsyncDataSource. */
+	const extension = (name: string, write: (source: FieldWriter) => void, type = wasm): readonly [string, Buffer] => {
+		const filter = new FieldWriter().message(1, plugin =>
+			plugin.string(1, name).message(3, vm => vm.string(2, 'envoy.wasm.runtime.v8').message(3, write)),
+		);
+		const config = new FieldWriter().string(1, name).message(2, held => held.string(1, type).append(2, filter));
+		return [name, new FieldWriter().string(1, typeUrl.extensionConfig).append(2, config).finish()];
+	};
+	const remote = (uri: string) => (source: FieldWriter) =>
+		void source.message(2, data => data.message(1, http => http.string(1, uri).string(2, '_')));
+	const {upstream, connect, relay} = setUp();
+	const envoy = connect();
+	envoy.ask(typeUrl.extensionConfig, ['registry', 'web', 'file', 'other', 'broken']);
+	const stream = await upstream.stream(1);
+	stream.send(typeUrl.extensionConfig, [
+		extension('registry', remote('oci://registry.example/filter:1')),
+		extension('web', remote('https://user:secret@example.org/filter.wasm')),
+		extension('file', source => source.message(1, local => local.string(1, '/filter.wasm'))),
+		extension('other', remote('https://example.org/x'), 'type.googleapis.com/example.Other'),
+		['broken', Buffer.from([0x12, 0xff])],
+	]);
+	envoy.answer(await envoy.response(typeUrl.extensionConfig, 1));
+	const seen = relay.status().remoteCode;
+	t.deepEqual(
+		seen.map(({resource: name, uri}) => [name, uri]),
+		[
+			['registry', 'oci://registry.example/filter:1'],
+			['web', 'https://example.org/filter.wasm'],
+		],
+	);
+	t.regex(seen[0]!.problem, /cannot fetch/);
+	await relay.stop();
+});
+
 test('relay › takes a large push in many turns, so that all else goes on meanwhile', async t => {
 	const {upstream, connect, relay} = setUp();
 	const envoy = connect();
