@@ -19,6 +19,8 @@ export interface EchoApp extends Running {
 
 /** How long a request for `/slow` takes: long enough that a burst of them needs several connections. */
 const slowMs = 100;
+/** Longer than Envoy keeps an idle connection (5 min): with Node's 5 s, a request may meet the end of the connection it is sent on. */
+const keepAliveMs = 600_000;
 
 /** A plain HTTP application on 127.0.0.1 that answers with what it saw. It knows nothing of meshes. */
 export async function startEchoApp(name: string): Promise<EchoApp> {
@@ -34,6 +36,7 @@ export async function startEchoApp(name: string): Promise<EchoApp> {
 		response.writeHead(200, {'content-type': 'application/json'});
 		setTimeout(() => response.end(JSON.stringify(echo)), echo.path.startsWith('/slow') ? slowMs : 0);
 	});
+	server.keepAliveTimeout = keepAliveMs;
 	await new Promise<void>((resolve, reject) => {
 		server.once('error', reject);
 		server.listen(0, '127.0.0.1', resolve);
