@@ -160,6 +160,7 @@ const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | u
 	askName,
 	serveHttp,
 	get,
+	whoAmI: () => ({pid: process.pid}),
 	seen: () => [...seen],
 	forget: () => {
 		seen.length = 0;
