@@ -30,10 +30,13 @@ export interface Prepared {
 }
 
 /** Plan and way for this host; changes nothing. @throws AgentError when rules cannot be made or loaded here */
-export async function prepareCapture(deps: CaptureDeps, make = planCapture): Promise<Prepared> {
-	const {config, run} = deps;
+export async function prepareCapture(
+	{config, run}: CaptureDeps,
+	make = planCapture,
+	way: CaptureConfig['backend'] = config.backend,
+): Promise<Prepared> {
 	const host = await lookAtHost(config, run);
-	return selectBackend(config.backend, host, facts => make(config, facts), run);
+	return selectBackend(way, host, facts => make(config, facts), run);
 }
 
 export interface ApplyOptions {

@@ -18,6 +18,5 @@ export {listProbes} from './probes.ts';
 export {runProgram} from './programs.ts';
 export {describeRule, renderText} from './render-text.ts';
 export type {Plan, Rule} from './rules.ts';
-export {renderAs} from './select.ts';
 export {probeThrough} from './through.ts';
 export {watchCapture} from './watch.ts';

@@ -77,6 +77,3 @@ export async function selectBackend(
 		hint: 'nothing was changed; docs/capture.md lists what a kernel must have',
 	});
 }
-
-/** The text that a way would load, whether or not it is the one of this machine. */
-export const renderAs = (name: BackendName, plan: Plan, run: Run): Promise<string> => make(name, run).render(plan);

@@ -8,12 +8,12 @@ import {
 	listProbes,
 	type Pending,
 	placesIn,
+	planCapture,
 	prepareCapture,
 	probeThrough,
 	type Rollback,
 	readJson,
 	removeCapture,
-	renderAs,
 	renderText,
 	runProgram,
 	undoCapture,
@@ -44,6 +44,13 @@ function refuseIfDisabled({config}: CaptureDeps): void {
 	);
 }
 
+/** A plan for iptables differs from one for nft, which can say more. */
+function wayOf(format: string, wanted: CaptureDeps['config']['backend']): CaptureDeps['config']['backend'] {
+	if (format === 'nft') return 'nft';
+	if (format === 'iptables') return wanted === 'iptables-legacy' ? wanted : 'iptables-nft';
+	return wanted;
+}
+
 const plan: Command = {
 	usage: 'plan',
 	description: 'Show the rules that apply would load, each with its reason; change nothing',
@@ -58,10 +65,13 @@ const plan: Command = {
 		}),
 	run: async ({format, ...flags}) => {
 		const deps = await depsFrom(flags);
-		const {plan: planned, backend, host} = await prepareCapture(deps);
+		const {
+			plan: planned,
+			backend,
+			host,
+		} = await prepareCapture(deps, planCapture, wayOf(String(format), deps.config.backend));
 		if (format === 'json') say(JSON.stringify({backend: backend.name, facts: host, ...planned}, undefined, '\t'));
-		else if (format === 'text') process.stdout.write(renderText(planned));
-		else process.stdout.write(await renderAs(format === 'nft' ? 'nft' : 'iptables-nft', planned, runProgram));
+		else process.stdout.write(format === 'text' ? renderText(planned) : await backend.render(planned));
 		return 0;
 	},
 };

@@ -52,6 +52,24 @@ test.serial('capture › CAP_NET_ADMIN is enough for nft, without root', async t
 	t.is(await world.dump(), before);
 });
 
+test.serial('capture › a plan is shown in every form, and those for the tools are taken by them', async t => {
+	if (skippedWithout(t, toolsOf('iptables-nft'))) return;
+	const world = await makeWorld(t);
+	const before = await world.dump();
+	const show = async (format: string) => {
+		const {code, stdout, stderr} = await world.capture(['plan', '--format', format, '--capture-dns', 'servers']);
+		t.is(code, 0, stderr);
+		return stdout;
+	};
+	t.regex(await show('text'), /connections of Envoy and the agent must not loop/);
+	t.is(JSON.parse(await show('json')).backend, 'nft');
+	await world.vm.must('nft', ['-c', '-f', '-'], await show('nft'));
+	const [ip = '', ip6 = ''] = (await show('iptables')).split(/^# ip6tables.*$/m);
+	await world.vm.must('iptables-nft-restore', ['--noflush', '--test'], ip);
+	await world.vm.must('ip6tables-nft-restore', ['--noflush', '--test'], ip6);
+	t.is(await world.dump(), before);
+});
+
 test.serial('capture › a missing user is an error before anything is changed', async t => {
 	if (skippedWithout(t)) return;
 	const world = await makeWorld(t);
