@@ -112,9 +112,14 @@ for (const backend of backends)
 				// A process that dies with something unread makes the kernel send a reset in its name.
 				catcher.kill('SIGSTOP');
 				const answer = app.askAgain(holds[family]);
-				await until('Envoy to leave something unread', async () =>
+				const early = answer.then(each => {
+					throw new Error(`answered by an Envoy that was stopped: ${JSON.stringify(each)}`);
+				});
+				early.catch(() => {}); // It is the answer below.
+				const unread = until('Envoy to leave something unread', async () =>
 					/^ESTAB +[1-9]/m.test(await world.vm.must('ss', ['-H', '-t', '-n', 'sport', '=', ':15001'])),
 				);
+				await Promise.race([unread, early]);
 				catcher.kill('SIGKILL');
 				t.deepEqual(await answer, {error: 'ECONNRESET'});
 				catcher = await world.startEnvoy();

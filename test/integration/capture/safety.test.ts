@@ -109,8 +109,17 @@ for (const backend of backends)
 			.filter(line => line.startsWith('problem') && !line.includes('did not reach Envoy'));
 		t.deepEqual(differences, []);
 		t.is((await world.capture(['remove'])).code, 0);
-		t.is(await world.dump(), clean);
+		// What tells whose an empty chain of iptables-nft is goes with the rules; a kill in between leaves the chain.
+		t.is(withoutEmptyChains(await world.dump()), withoutEmptyChains(clean));
 	});
+
+/** A dump without what holds no rule and lets everything pass. */
+function withoutEmptyChains(dump: string): string {
+	return dump
+		.replaceAll(/\tchain \w+ \{\n\t\ttype [^\n]*policy accept;\n\t\}\n\n?/g, '')
+		.replaceAll(/table \w+ \w+ \{\s*\}\n/g, '')
+		.replaceAll(/\*\w+\n(?::\w+ ACCEPT \[0:0\]\n)*COMMIT\n/g, '');
+}
 
 for (const backend of backends)
 	test.serial(`settings › any to any other, then remove: nothing is left: ${backend}`, async t => {
