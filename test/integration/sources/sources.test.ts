@@ -131,5 +131,7 @@ test.serial('sources › over SDS, a foreign name, one run out and another key a
 	const report = await vm.until('the socket gone', seen => /sds\.sock/.test(errorOf(seen)));
 	t.is(partsOf(report).identity.serial, serial);
 	t.true(report.ready);
-	t.is(warningsOf(vm, /SDS stream lost/), 1);
+	// The first time and each doubling of it; how many tries have been made by now is a matter of time.
+	const told = warningsOf(vm, /SDS stream lost/);
+	t.true(told === 1 || told === 2, `told ${told} times`);
 });
