@@ -133,9 +133,12 @@ export async function startFilesSource(files: Files, deps: SourceDeps): Promise<
 }
 
 async function readPair({certPath, keyPath, rootPath}: Files, expected: PairExpectation): Promise<VerifiedPair> {
-	const [chainPem, key, rootsPem] = await Promise.all([certPath, keyPath, rootPath].map(readText));
+	// One after the other, so that of several that are missing always the same is named.
+	const chainPem = await readText(certPath);
+	const key = await readText(keyPath);
+	const rootsPem = await readText(rootPath);
 	try {
-		return verifyPair({chainPem: chainPem!, keyPem: new Secret(key!), rootsPem: rootsPem!}, expected);
+		return verifyPair({chainPem, keyPem: new Secret(key), rootsPem}, expected);
 	} catch (cause) {
 		throw new AgentError(
 			'identity.source_unusable',

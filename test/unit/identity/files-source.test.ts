@@ -47,7 +47,8 @@ test('files › that are not there yet are waited for, and status says which', a
 	t.false(world.readiness.isReady);
 	await write(join(world.dir, 'later'), await makePair(world.ca));
 	await world.until(() => identity.current());
-	t.is(identity.status().lastError, undefined);
+	await world.until(() => identity.status().lastError === undefined);
+	t.is(identity.status().state, 'serving');
 });
 
 test('files › written anew one by one are loaded when key and chain fit, and the old pair serves until then', async t => {
