@@ -215,9 +215,21 @@ export async function startFakeServer(t: ExecutionContext, behave: Behaviour, po
 		return behave(query, isTcp);
 	};
 	let isClosed = false;
-	const bound = port === 0 ? await closedPort() : port;
 	const udp = createSocket('udp4');
-	await new Promise<void>(resolve => udp.bind(bound, '127.0.0.1', resolve));
+	let bound = port;
+	for (;;) {
+		if (port === 0) bound = await closedPort();
+		const error = await new Promise<Error | undefined>(resolve => {
+			udp.once('error', resolve);
+			udp.bind(bound, '127.0.0.1', () => {
+				udp.off('error', resolve);
+				resolve(undefined);
+			});
+		});
+		if (!error) break;
+		// Another test was as lucky with the same number.
+		if (port !== 0) throw error;
+	}
 	udp.on('message', async (message, from) => {
 		const reply = await answer(message, false);
 		if (reply && !isClosed) udp.send(reply, from.port, from.address);
