@@ -1,6 +1,7 @@
 // Ways in which a connection of the application has been seen to leave without passing Envoy although the rules were
 // in place, each made to happen once. docs/decisions/0010-escape-guard.md has the causes.
 import type {ChildProcess} from 'node:child_process';
+import {readdirSync, readFileSync} from 'node:fs';
 import test, {type ExecutionContext} from 'ava';
 import {until} from '../../support/mesh.ts';
 import {
@@ -40,6 +41,12 @@ async function makeScene(t: ExecutionContext, backend: Scene['backend'], ...flag
 /** Takes away what keeps connections from escaping, and leaves what redirects. */
 async function removeGuard({world: {vm}}: Scene): Promise<void> {
 	for (const family of families) await vm.must('nft', ['flush', 'chain', family, 'onramp', 'filter_output']);
+}
+
+function isStopped(pid: number): boolean {
+	return readdirSync(`/proc/${pid}/task`).every(thread =>
+		/\) [Tt] /.test(readFileSync(`/proc/${pid}/task/${thread}/stat`, 'latin1')),
+	);
 }
 
 const holds = {ip: 1, ip6: 2} as const;
@@ -111,6 +118,8 @@ for (const backend of backends)
 				await app.ask(address.far[family], 80, {fromPort, hold: holds[family]});
 				// A process that dies with something unread makes the kernel send a reset in its name.
 				catcher.kill('SIGSTOP');
+				// One thread takes the signal and stops the others, in its own time.
+				await until('all threads to stand still', () => isStopped(catcher.pid!));
 				const answer = app.askAgain(holds[family]);
 				const early = answer.then(each => {
 					throw new Error(`answered by an Envoy that was stopped: ${JSON.stringify(each)}`);
