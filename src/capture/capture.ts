@@ -1,4 +1,4 @@
-import {mkdir, rm} from 'node:fs/promises';
+import {lstat, mkdir, rm} from 'node:fs/promises';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
@@ -250,6 +250,23 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
 	return [...problems, ...live.inFront.map(where => `in front of our rules: ${where}`)];
 }
 
+/** What is read back from here is loaded as rules by whoever has the right, so nobody else may have written it. */
+async function refuseForeign(stateDir: string): Promise<void> {
+	const own = process.geteuid!();
+	const found = await lstat(stateDir);
+	const fault = !found.isDirectory()
+		? 'it is no directory of its own'
+		: found.uid !== own
+			? `it belongs to uid ${found.uid}, not ${own}`
+			: found.mode & 0o022
+				? 'other users can write in it'
+				: undefined;
+	if (fault !== undefined)
+		throw new AgentError('capture.permission', `change capture: use ${stateDir}: ${fault}`, {
+			hint: `move ${stateDir} away, or set capture.state-dir to a place of this user's; nothing was changed`,
+		});
+}
+
 /** One change at a time on this machine. */
 async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
 	await mkdir(stateDir, {recursive: true, mode: 0o700}).catch((cause: unknown) => {
@@ -258,6 +275,7 @@ async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: ()
 			hint: 'run it as root, or set capture.state-dir; nothing was changed',
 		});
 	});
+	await refuseForeign(stateDir);
 	const lock = await acquireLock(`${stateDir}/lock`).catch((cause: unknown) => {
 		if (!(cause instanceof AgentError)) throw cause;
 		throw new AgentError('capture.busy', `change capture: ${cause.message}`, {

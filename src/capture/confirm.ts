@@ -106,7 +106,9 @@ export async function armGuardian(
 		]);
 		if (code !== 0) return giveUp(places.pending, stderr.trim());
 	} else {
-		const log = await open(places.guardianLog, 'w', 0o600);
+		// Made anew, so that no link in its place is followed.
+		await rm(places.guardianLog, {force: true});
+		const log = await open(places.guardianLog, 'wx', 0o600);
 		const child = spawn(guardian[0]!, guardian.slice(1), {detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/'});
 		child.on('error', () => {}); // then it never says that it is there
 		child.unref();

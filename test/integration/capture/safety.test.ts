@@ -1,5 +1,6 @@
 import {spawn} from 'node:child_process';
-import {chmod} from 'node:fs/promises';
+import {chmod, chown, mkdir, symlink} from 'node:fs/promises';
+import {join} from 'node:path';
 import test from 'ava';
 import {
 	address,
@@ -23,6 +24,29 @@ test.serial('capture › without the capability nothing is changed, and the mess
 	t.regex(stderr, /[Pp]ermi[\s\S]*needs CAP_NET_ADMIN/);
 	t.is(await world.dump(), before);
 });
+
+test.serial(
+	'capture › a state directory that others could have filled is refused, nothing having been changed',
+	async t => {
+		if (skippedWithout(t)) return;
+		const world = await makeWorld(t);
+		const before = await world.dump();
+		const foreign = join(world.directory, 'foreign');
+		await mkdir(foreign, {mode: 0o700});
+		const link = join(world.directory, 'link');
+		await symlink(foreign, link);
+		const apply = () => world.capture(['apply', '--force', '--capture-state-dir', foreign]);
+		await chmod(foreign, 0o770);
+		t.regex((await apply()).stderr, /other users can write in it[\s\S]*nothing was changed/);
+		await chmod(foreign, 0o700);
+		await chown(foreign, appUid, appUid);
+		t.regex((await apply()).stderr, /belongs to uid \d+, not 0[\s\S]*nothing was changed/);
+		const {code, stderr} = await world.capture(['apply', '--force', '--capture-state-dir', link]);
+		t.is(code, 1);
+		t.regex(stderr, /is no directory of its own/);
+		t.is(await world.dump(), before);
+	},
+);
 
 test.serial('capture › CAP_NET_ADMIN is enough for nft, without root', async t => {
 	if (skippedWithout(t)) return;
