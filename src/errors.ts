@@ -33,6 +33,7 @@ export type ErrorCode =
 	// relay
 	| 'relay.malformed'
 	| 'relay.socket_unusable'
+	| 'relay.snapshot_unusable'
 	// proxy
 	| 'proxy.binary_missing'
 	| 'proxy.binary_unusable'

@@ -1,4 +1,4 @@
-import type {Config} from './config/index.ts';
+import type {Config, WorkloadConfig} from './config/index.ts';
 import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
@@ -79,6 +79,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 			openAdsStream: controlPlane.openAdsStream,
 			backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
 			node: encodeNode(node, version),
+			owner: ownerOf(workload),
 			onNameTable: table => dns?.setNameTable(table),
 			onTrustBundle: setAdditionalRoots,
 			onResponse: inbound.see,
@@ -111,6 +112,7 @@ export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy)
 			clock,
 			workload: config.workload,
 			upstream: () => relay.status().upstream,
+			savedAt: () => relay.status().servingSaved,
 			onUpstreamChange: relay.onChange,
 			withdraw: relay.leave,
 			gate: readiness.gate('registration'),
@@ -119,4 +121,10 @@ export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy)
 	);
 	status.add('registration', registration.status);
 	relay.begin();
+}
+
+/** Not the address: it may change over a reboot, and what is saved is good all the same. */
+function ownerOf({name, namespace, serviceAccount, trustDomain, clusterId, metadata}: WorkloadConfig): string {
+	const network = metadata['NETWORK'] ? ` on network ${metadata['NETWORK']}` : '';
+	return `${name} as ${trustDomain}/ns/${namespace}/sa/${serviceAccount} in ${clusterId}${network}`;
 }

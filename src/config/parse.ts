@@ -87,7 +87,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	});
 	const identity = readIdentity(resolver, controlPlane);
 	if (workload.isDnsCaptured !== asked.isDnsCaptured) noteCapture(resolver);
-	const relay = readRelay(resolver, workload.isDnsCaptured);
+	const relay = readRelay(resolver, workload.isDnsCaptured, stateDir);
 	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
 	const status = readStatus(resolver, workload.addresses);
 	const capture = readCapture(resolver, {isDnsCaptured: dns.mode === 'capture', dnsPort: dns.port, proxy, status});

@@ -1,3 +1,4 @@
+import {join} from 'node:path';
 import {isRecord, parseJson} from './metadata.ts';
 import {byDefault, type Resolver} from './resolver.ts';
 import {type SettingWithDefault, table} from './settings.ts';
@@ -10,7 +11,7 @@ export interface RuntimeValues {
 	readonly origin: Origin;
 }
 
-export function readRelay(resolver: Resolver, isDnsCaptured: boolean): RelayConfig {
+export function readRelay(resolver: Resolver, isDnsCaptured: boolean, stateDir: string): RelayConfig {
 	// Nobody else reads the table.
 	resolver.note('relay.isNameTableWanted', resolver.origins.get(table.dnsCapture.leaf) ?? byDefault);
 	return {
@@ -19,6 +20,7 @@ export function readRelay(resolver: Resolver, isDnsCaptured: boolean): RelayConf
 		isProxyConfigWanted: resolver.take(table.proxyConfigWanted),
 		removeUnknownExtensions: resolver.take(table.removeUnknownExtensions),
 		socketPath: resolver.take(table.relaySocket),
+		snapshotDir: resolver.take(table.relaySnapshot) ? join(stateDir, 'relay') : undefined,
 	};
 }
 

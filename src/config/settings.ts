@@ -542,6 +542,13 @@ export const table = {
 		'auto',
 		'Take out of the configuration what this Envoy lacks',
 	),
+	relaySnapshot: setting(
+		'relay.snapshot',
+		values.boolean,
+		'true',
+		'Keep the configuration under state-dir, for a start while the control plane is away',
+		{leaf: 'relay.snapshotDir'},
+	),
 	relaySocket: setting('relay.socket', values.socketPath, '{run-dir}/xds.sock', 'Socket for Envoy', {
 		leaf: 'relay.socketPath',
 	}),

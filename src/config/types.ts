@@ -111,6 +111,8 @@ export interface RelayConfig {
 	readonly removeUnknownExtensions: 'auto' | 'never';
 	/** Unix socket for Envoy's ADS and SDS. */
 	readonly socketPath: string;
+	/** Where the configuration is kept for a start without control plane; undefined: it is not. */
+	readonly snapshotDir: string | undefined;
 }
 
 export interface ProxyConfig {

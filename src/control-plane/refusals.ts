@@ -17,6 +17,16 @@ export interface RefusalContext {
 	readonly credentials: string;
 }
 
+/** A control plane that is there and does not want us; any other failure says nothing about our place in the mesh. */
+const refusals: ReadonlySet<string> = new Set<ErrorCode>([
+	'control_plane.group_missing',
+	'control_plane.permission_denied',
+	'control_plane.node_refused',
+	'control_plane.unauthenticated',
+]);
+
+export const saysNo = (code: string): boolean => refusals.has(code);
+
 interface Rule {
 	readonly code: number;
 	/** istiod gives some causes by text only; matched against its message. */

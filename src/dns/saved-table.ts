@@ -55,6 +55,8 @@ export async function saveTable(path: string, {table, receivedAt}: SavedTable, f
 
 /** Tables come in bursts while a mesh changes; the disk gets the last. */
 const saveAfterMs = 1000;
+/** With nothing on disk there is nothing to answer from after a power cut. */
+const firstSaveAfterMs = 100;
 
 export interface TableSaverDeps {
 	readonly path: string;
@@ -92,7 +94,8 @@ export class TableSaver {
 
 	async #work(): Promise<void> {
 		while (this.#next) {
-			await this.#deps.clock.sleep(saveAfterMs, this.#stopping.signal).catch(() => {}); // stopped: now, then
+			const afterMs = this.#saved === '' ? firstSaveAfterMs : saveAfterMs;
+			await this.#deps.clock.sleep(afterMs, this.#stopping.signal).catch(() => {}); // stopped: now, then
 			const table = this.#next;
 			this.#next = undefined;
 			await this.#saveOne(table);

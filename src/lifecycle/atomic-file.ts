@@ -3,9 +3,12 @@ import type {Stats} from 'node:fs';
 import * as nodeFs from 'node:fs/promises';
 import {dirname} from 'node:path';
 
+/** What a file is made of: at once, or piece by piece. */
+export type FileContent = string | Uint8Array | AsyncIterable<Uint8Array>;
+
 /** What is needed of an open file; narrow, so that a test can stop the world between any two calls. */
 export interface DurableFile {
-	writeFile(data: string | Uint8Array): Promise<void>;
+	writeFile(data: FileContent): Promise<void>;
 	sync(): Promise<void>;
 	close(): Promise<void>;
 }
@@ -39,7 +42,7 @@ export function temporaryName(): string {
  */
 export async function writeNewFile(
 	path: string,
-	data: string | Uint8Array,
+	data: FileContent,
 	mode: number,
 	fs = systemFs,
 	isDurable = true,
@@ -67,12 +70,7 @@ export async function syncDirectory(path: string, fs = systemFs): Promise<void> 
  * Replaces a file so that readers and the next start see the old bytes or the new ones, never a mixture. The mode is
  * set whatever the umask says. A symlink at `path` is replaced, not followed.
  */
-export async function writeFileAtomic(
-	path: string,
-	data: string | Uint8Array,
-	mode: number,
-	fs = systemFs,
-): Promise<void> {
+export async function writeFileAtomic(path: string, data: FileContent, mode: number, fs = systemFs): Promise<void> {
 	const temporary = `${dirname(path)}/${temporaryName()}`;
 	try {
 		await writeNewFile(temporary, data, mode, fs);

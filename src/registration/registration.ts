@@ -1,4 +1,5 @@
 import type {WorkloadConfig} from '../config/types.ts';
+import {saysNo} from '../control-plane/refusals.ts';
 import {type Clock, type Gate, never, type Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import type {UpstreamStatus} from '../relay/index.ts';
@@ -35,6 +36,8 @@ export interface Registration extends Running {
 export interface RegistrationDeps {
 	readonly workload: WorkloadConfig;
 	readonly upstream: () => UpstreamStatus;
+	/** Wall-clock time of the saved configuration in use: proof that an agent before this one was registered then. */
+	readonly savedAt: () => Date | undefined;
 	readonly onUpstreamChange: (listener: () => void) => () => void;
 	/** Takes us out of the mesh: called first on an orderly stop. */
 	readonly withdraw: () => void;
@@ -42,14 +45,6 @@ export interface RegistrationDeps {
 	readonly clock: Clock;
 	readonly log: Logger;
 }
-
-/** Refusals that mean "not registered"; any other failure says nothing about the entry. */
-const refusals: ReadonlySet<string> = new Set([
-	'control_plane.group_missing',
-	'control_plane.permission_denied',
-	'control_plane.node_refused',
-	'control_plane.unauthenticated',
-]);
 
 /**
  * The name istiod gives the entry: `GROUP-ADDRESS[-NETWORK]`, colons as dashes, cut to its last 253 characters
@@ -63,7 +58,7 @@ export function workloadEntryName(group: string, address: string, network: strin
 /** Pure: what an upstream status means for the registration that was `before`. */
 export function nextState(before: RegistrationState, {state, lastError}: UpstreamStatus): RegistrationState {
 	if (state === 'connected') return 'registered';
-	if (lastError && refusals.has(lastError.code)) return 'refused';
+	if (lastError && saysNo(lastError.code)) return 'refused';
 	const wasTaken = before === 'registered' || before === 'away';
 	if (wasTaken) return state === 'idle' ? 'withdrawn' : 'away';
 	return before === 'withdrawn' ? 'withdrawn' : 'connecting';
@@ -76,6 +71,7 @@ export function nextState(before: RegistrationState, {state, lastError}: Upstrea
 export function startRegistration({
 	workload,
 	upstream,
+	savedAt,
 	onUpstreamChange,
 	withdraw,
 	gate,
@@ -103,7 +99,9 @@ export function startRegistration({
 	const look = () => {
 		if (group === undefined) return;
 		const status = upstream();
-		enter(nextState(state, status));
+		const before = state === 'connecting' ? savedAt() : undefined;
+		enter(nextState(before ? 'away' : state, status));
+		if (before && state === 'away') confirmedUntil = before;
 		if (state === 'registered') gate.open(`${entry} at ${address}`);
 		// Traffic does not depend on it, and a fleet must not turn red because istiod is away.
 		else if (state === 'away') gate.open(unconfirmed(entry, confirmedUntil));

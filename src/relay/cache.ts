@@ -46,6 +46,8 @@ export function versionOf(any: Buffer, profile: string): string {
 export interface Change {
 	readonly changed: readonly CachedResource[];
 	readonly removed: readonly CachedResource[];
+	/** As they were on disk, and now known to be still so. */
+	readonly confirmed: readonly CachedResource[];
 }
 
 /** Resources taken in before other work gets a turn: about a millisecond's worth. */
@@ -59,12 +61,18 @@ export class TypeCache {
 	/** The name, as one string for all who keep it. */
 	readonly #intern: (name: string) => string;
 	#bytes = 0;
+	/** Restored from disk, and not heard of from the control plane since. */
+	readonly #unconfirmed = new Set<string>();
 	/**
-	 * For wildcard types: whether a whole state has been received since this agent started. Until then nothing may be
-	 * concluded from what is missing: an agent that started empty and told Envoy to remove the rest would wipe its
-	 * data plane.
+	 * For wildcard types: whether a whole state is here. Until then nothing may be concluded from what is missing: an
+	 * agent that started empty and told Envoy to remove the rest would wipe its data plane.
 	 */
 	isComplete = false;
+	/**
+	 * Whether that state came from the control plane since this agent started. One from disk may be older than what a
+	 * running Envoy holds.
+	 */
+	isConfirmed = false;
 
 	constructor(store: Store, isClusters: boolean, intern: (name: string) => string) {
 		this.#store = store;
@@ -86,6 +94,7 @@ export class TypeCache {
 	 */
 	async apply(list: ResourceList, removed: readonly string[], isWhole: boolean): Promise<Change> {
 		const changed = await this.#take(list);
+		const confirmed = this.#confirm(list.names);
 		const gone: CachedResource[] = [];
 		const drop = (name: string) => {
 			const resource = this.delete(name);
@@ -96,14 +105,37 @@ export class TypeCache {
 			const kept = new Set(list.names);
 			for (const name of this.#resources.keys()) if (!kept.has(name)) drop(name);
 			this.isComplete = true;
+			this.isConfirmed = true;
 		}
-		return {changed, removed: gone};
+		return {changed, removed: gone, confirmed};
+	}
+
+	/** Takes in what was on disk; it counts as unconfirmed until an answer names it. */
+	async restore(list: ResourceList, removed: readonly string[]): Promise<void> {
+		for (const {name} of await this.#take(list)) this.#unconfirmed.add(name);
+		for (const name of removed) this.delete(name);
+	}
+
+	isUnconfirmed(name: string): boolean {
+		return this.#unconfirmed.has(name);
+	}
+
+	/** Drops what was restored and not confirmed. */
+	dropUnconfirmed(): void {
+		for (const name of [...this.#unconfirmed]) this.delete(name);
+		this.isComplete = this.isConfirmed;
+	}
+
+	#confirm(names: readonly string[]): CachedResource[] {
+		if (this.#unconfirmed.size === 0) return [];
+		return names.filter(name => this.#unconfirmed.delete(name)).map(name => this.#resources.get(name)!);
 	}
 
 	delete(name: string): CachedResource | undefined {
 		const resource = this.#resources.get(name);
 		if (!resource) return undefined;
 		this.#resources.delete(name);
+		this.#unconfirmed.delete(name);
 		this.#forget(resource);
 		return resource;
 	}
@@ -177,6 +209,15 @@ export class Cache {
 
 	get isComplete(): boolean {
 		return this.type(typeUrl.cluster).isComplete && this.type(typeUrl.listener).isComplete;
+	}
+
+	get isConfirmed(): boolean {
+		return this.type(typeUrl.cluster).isConfirmed && this.type(typeUrl.listener).isConfirmed;
+	}
+
+	/** Bytes of all resources. */
+	get liveBytes(): number {
+		return this.#store.liveBytes;
 	}
 
 	/** Bytes kept for resources, with what is lost between them. */

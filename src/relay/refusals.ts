@@ -23,6 +23,10 @@ export class Refusals {
 		if (this.#names.size === 0) this.#latest = undefined;
 	}
 
+	get names(): ReadonlySet<string> {
+		return this.#names;
+	}
+
 	get latest(): {readonly error: ErrorDetail; readonly at: Date} | undefined {
 		return this.#latest;
 	}

@@ -1,15 +1,17 @@
 import type {ServerDuplexStream, ServiceDefinition, UntypedServiceImplementation} from '@grpc/grpc-js';
 import type {RelayConfig} from '../config/types.ts';
+import {saysNo} from '../control-plane/refusals.ts';
 import {AgentError} from '../errors.ts';
 import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
-import {shortType, typeUrl} from '../proto/types.ts';
+import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
 import {FieldReader} from '../proto/wire.ts';
 import {Cache, type Change} from './cache.ts';
 import type {ErrorDetail, Response} from './envelope.ts';
 import {listRemoteCode, type RemoteCode} from './remote-code.ts';
 import type {Removal} from './rewrite.ts';
 import {type DownstreamProtocol, Session} from './session.ts';
+import {Snapshot, type SnapshotStatus} from './snapshot.ts';
 import {type HealthReport, Upstream, type UpstreamDeps, type UpstreamStatus} from './upstream.ts';
 
 /** An update that Envoy refused; the text is Envoy's own and names the resources. */
@@ -31,6 +33,10 @@ export interface RelayStatus {
 	readonly removals: readonly Removal[];
 	/** Wasm filters whose code Envoy has to fetch. */
 	readonly remoteCode: readonly RemoteCode[];
+	/** The configuration on disk; undefined when none is kept. */
+	readonly snapshot: SnapshotStatus | undefined;
+	/** Wall-clock time of the saved configuration that is in use until the control plane sends its own. */
+	readonly servingSaved: Date | undefined;
 }
 
 export interface Relay extends Running {
@@ -55,6 +61,8 @@ export interface RelayDeps {
 	readonly backoff: UpstreamDeps['backoff'];
 	/** The encoded core.v3.Node that names us to the control plane. */
 	readonly node: Buffer;
+	/** Whose configuration this is, in words: what is saved for somebody else is not used. */
+	readonly owner: string;
 	/** A new name table, encoded (istio.networking.nds.v1.NameTable). Throws to refuse it. */
 	readonly onNameTable?: (table: Buffer) => void;
 	/** Roots from the mesh's ProxyConfig, PEM. Throws to refuse them. */
@@ -73,6 +81,17 @@ export interface RelayDeps {
  * drawing traffic that nobody takes. Longer than a restart of Envoy, shorter than people's patience.
  */
 const dataPlaneGraceMs = 10_000;
+
+/**
+ * What is saved is used when the control plane has failed to answer once, or for this long. It may be outdated, and a
+ * control plane that is there answers sooner.
+ */
+const savedAfterMs = 1000;
+
+/** An Envoy that ends this soon after it was given what is saved may have died of it. */
+const digestionMs = 30_000;
+/** So many in a row, and it is taken for poison. */
+const maxDeaths = 3;
 
 /** An answer of the control plane that it has no acknowledgement for yet. */
 interface Pending {
@@ -93,6 +112,26 @@ export function startRelay(deps: RelayDeps): Relay {
 	const listeners = new Set<() => void>();
 	let hasLeft = false;
 	let grace = new AbortController();
+	const patience = new AbortController();
+	let proxyConfig: Buffer | undefined;
+	let savedAt: Date | undefined;
+	let restoring: Promise<void> | undefined;
+	let deaths = 0;
+	let lastWord: Promise<void> | undefined;
+	const snapshot =
+		config.snapshotDir === undefined
+			? undefined
+			: new Snapshot({
+					dir: config.snapshotDir,
+					owner: deps.owner,
+					cache,
+					isWanted: (url, name) => upstream.wants(url, name),
+					refusedNames: url => new Set([...sessions].flatMap(session => [...session.refusedNames(url)])),
+					proxyConfig: () => proxyConfig,
+					isSettled,
+					clock,
+					log,
+				});
 
 	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type.');
 	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result.');
@@ -105,14 +144,20 @@ export function startRelay(deps: RelayDeps): Relay {
 		for (const listener of listeners) listener();
 	};
 
-	const upstream = new Upstream({...deps, protocol: config.protocol, onResponse: receive, onState: updateGate});
+	const upstream = new Upstream({...deps, protocol: config.protocol, onResponse: receive, onState: followUpstream});
 	upstream.subscribe(typeUrl.cluster);
 	upstream.subscribe(typeUrl.listener);
 	if (config.isNameTableWanted) upstream.subscribe(typeUrl.nameTable);
 	if (config.isProxyConfigWanted) upstream.subscribe(typeUrl.proxyConfig);
 
+	function followUpstream(): void {
+		if (upstream.status().lastError) void restoreSaved();
+		updateGate();
+	}
+
 	function updateGate(): void {
-		if (cache.isComplete) gate.open('configuration received');
+		if (cache.isConfirmed) gate.open('configuration received');
+		else if (savedAt && cache.isComplete) gate.open(`as saved ${savedAt.toISOString()}; ${whyNotNewer()}`);
 		else {
 			const {lastError, state} = upstream.status();
 			const waiting =
@@ -122,7 +167,57 @@ export function startRelay(deps: RelayDeps): Relay {
 		notify();
 	}
 
+	function whyNotNewer(): string {
+		return upstream.status().lastError?.message ?? 'the control plane has not answered yet';
+	}
+
+	function isSettled(): boolean {
+		if (!cache.isConfirmed || pending.size > 0 || sessions.size === 0) return false;
+		for (const session of sessions) if (!session.isSettled) return false;
+		return true;
+	}
+
+	/**
+	 * Once, and only into an empty cache. A control plane that is there and says no is not overruled: what it once sent
+	 * is not for this workload any more.
+	 */
+	function restoreSaved(): Promise<void> {
+		const {lastError} = upstream.status();
+		if (cache.isComplete || hasLeft || (lastError && saysNo(lastError.code))) return Promise.resolve();
+		restoring ??= restore().finally(() => {
+			restoring = done;
+		});
+		return restoring;
+	}
+
+	async function restore(): Promise<void> {
+		const saved = await snapshot?.restore();
+		if (!saved || cache.isComplete) return;
+		const taken = new Map<string, Change>();
+		for (const {typeUrl: url, resources, removed} of saved.answers) {
+			if (url === typeUrl.proxyConfig) useSavedProxyConfig(resources.any(0));
+			else await cache.type(url).restore(resources, removed);
+		}
+		for (const [url, type] of cache.types()) {
+			taken.set(url, {changed: [...type.resources.values()], removed: [], confirmed: []});
+			if (isWildcardType(url)) type.isComplete = true;
+		}
+		({savedAt} = saved);
+		followEndpoints(taken.get(typeUrl.cluster)!);
+		log.warn({savedAt, reason: whyNotNewer()}, 'using the saved configuration until the control plane answers');
+		for (const session of sessions)
+			for (const [url, change] of taken) session.update(url, change, cache.type(url).isComplete);
+		updateGate();
+	}
+
+	function useSavedProxyConfig(any: Buffer): void {
+		if (proxyConfig) return;
+		proxyConfig = Buffer.from(any);
+		deps.onTrustBundle?.(parseTrustBundle(bodyOf(proxyConfig)));
+	}
+
 	async function receive(response: Response, isWhole: boolean): Promise<void> {
+		await restoring;
 		const url = response.typeUrl;
 		answers({type: shortType(url)});
 		if (url === typeUrl.nameTable || url === typeUrl.proxyConfig) {
@@ -130,7 +225,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			return;
 		}
 		deps.onResponse?.(response, isWhole);
-		const wasComplete = cache.isComplete;
+		const wasConfirmed = cache.isConfirmed;
 		const type = cache.type(url);
 		const change = await type.apply(response.resources, response.removed, isWhole);
 		cache.tidy();
@@ -141,7 +236,12 @@ export function startRelay(deps: RelayDeps): Relay {
 		let isConcerned = false;
 		for (const session of sessions) if (session.update(url, change, type.isComplete)) isConcerned = true;
 		if (!isConcerned) answered(url, response.nonce, undefined);
-		if (!wasComplete && cache.isComplete) updateGate();
+		snapshot?.note(url, change);
+		if (wasConfirmed || !cache.isConfirmed) return;
+		if (savedAt) log.info({savedAt}, 'the control plane has confirmed or replaced the saved configuration');
+		savedAt = undefined;
+		patience.abort();
+		updateGate();
 	}
 
 	/** Endpoints are asked for as soon as their cluster is known: it saves Envoy a round trip, and they are here when it returns. */
@@ -169,7 +269,11 @@ export function startRelay(deps: RelayDeps): Relay {
 		try {
 			const body = bodyOf(resources.any(0));
 			if (url === typeUrl.nameTable) deps.onNameTable?.(body);
-			else deps.onTrustBundle?.(parseTrustBundle(body));
+			else {
+				deps.onTrustBundle?.(parseTrustBundle(body));
+				proxyConfig = Buffer.from(resources.any(0));
+				snapshot?.noteProxyConfig();
+			}
 			upstream.acknowledge(url, nonce);
 		} catch (err) {
 			log.warn({err, type: shortType(url)}, 'refused an update of the control plane');
@@ -183,6 +287,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		if (nonce === undefined || owed?.nonce !== nonce) return;
 		pending.delete(url);
 		upstream.acknowledge(url, nonce, error ?? owed.refusal);
+		snapshot?.poke();
 	}
 
 	function standingRefusal(response: Response, change: Change): ErrorDetail | undefined {
@@ -224,6 +329,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			onAnswered: (url, nonce, error) => {
 				envoyAnswers({type: shortType(url), result: error ? 'nack' : 'ack'});
 				answered(url, nonce, error);
+				snapshot?.poke();
 				notify();
 			},
 			onRemoval: removal => {
@@ -237,6 +343,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			},
 		});
 		sessions.add(session);
+		const cameAtMs = clock.monotonicMs();
 		grace.abort();
 		if (!hasLeft) upstream.setWanted(true);
 		log.info({protocol}, 'envoy connected');
@@ -244,6 +351,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			if (!sessions.delete(session)) return;
 			session.close();
 			log.info('envoy disconnected');
+			if (savedAt && session.isFed) suspectSaved(clock.monotonicMs() - cameAtMs);
 			settle();
 		};
 		call.on('end', () => {
@@ -253,6 +361,16 @@ export function startRelay(deps: RelayDeps): Relay {
 		call.on('close', end);
 		call.on('cancelled', end);
 		call.on('error', end);
+	}
+
+	/** Envoy after Envoy that dies of what was saved must not go on for ever. */
+	function suspectSaved(livedMs: number): void {
+		deaths = livedMs < digestionMs ? deaths + 1 : 0;
+		if (deaths < maxDeaths) return;
+		savedAt = undefined;
+		for (const [, type] of cache.types()) type.dropUnconfirmed();
+		void snapshot?.putAside(`Envoy ended ${deaths} times soon after it was given it`);
+		updateGate();
 	}
 
 	function heldEndpoints(): ReadonlySet<string> {
@@ -298,10 +416,14 @@ export function startRelay(deps: RelayDeps): Relay {
 		begin: () => {
 			upstream.setWanted(true);
 			if (sessions.size === 0) startGrace();
+			// Aborted once there is something newer.
+			clock.sleep(savedAfterMs, patience.signal).then(restoreSaved, () => {});
 		},
 		leave: () => {
+			if (!hasLeft) lastWord = snapshot?.stop();
 			hasLeft = true;
 			grace.abort();
+			patience.abort();
 			upstream.setWanted(false);
 		},
 		setHealth: report => upstream.setHealth(report),
@@ -315,19 +437,26 @@ export function startRelay(deps: RelayDeps): Relay {
 			rejections: rejections(),
 			removals: [...removals.values()],
 			remoteCode: listRemoteCode(cache),
+			snapshot: snapshot?.status(),
+			servingSaved: savedAt,
 		}),
 		onChange: listener => {
 			listeners.add(listener);
 			return () => listeners.delete(listener);
 		},
 		stop: async () => {
+			lastWord ??= snapshot?.stop();
 			hasLeft = true;
 			grace.abort();
+			patience.abort();
 			await upstream.stop();
+			await restoring;
+			await lastWord;
 		},
 	};
 }
 
+const done = Promise.resolve();
 const asIs = (value: Buffer): Buffer => value;
 const stream = {
 	requestStream: true,

@@ -51,6 +51,13 @@ interface TypeState {
 	/** Of types asked for by name, its keys are the names asked for. */
 	readonly held: Map<string, Held>;
 	readonly isWildcard: boolean;
+	/**
+	 * Whether Envoy came with a state of its own. What we have from disk may be older than that, so this Envoy gets
+	 * nothing in its place that the control plane has not confirmed.
+	 */
+	readonly isReturning: boolean;
+	/** Names that wait for that. */
+	readonly deferred: Set<string>;
 	/** Names to look at again. */
 	dirty: Set<string>;
 	/**
@@ -113,7 +120,7 @@ export class Session {
 	 * Takes note of a change in the cache. Returns false when it means nothing to this Envoy, so that the control
 	 * plane need not wait for an answer that will not come.
 	 */
-	update(url: string, {changed, removed}: Change, isComplete: boolean): boolean {
+	update(url: string, {changed, removed, confirmed}: Change, isComplete: boolean): boolean {
 		const state = this.#types.get(url);
 		if (!state) return false;
 		if (state.isAllDirty && isComplete) {
@@ -125,6 +132,11 @@ export class Session {
 			if (!isWanted(state, name)) continue;
 			state.dirty.add(name);
 			state.gone.delete(name);
+			isConcerned = true;
+		}
+		for (const {name} of confirmed) {
+			if (!state.deferred.delete(name)) continue;
+			state.dirty.add(name);
 			isConcerned = true;
 		}
 		for (const {name} of removed) {
@@ -145,6 +157,25 @@ export class Session {
 	/** What Envoy has said of something in this answer, if it is unchanged since and Envoy still refuses it. */
 	standingRefusal({typeUrl: url, resources}: Response, {changed}: Change): ErrorDetail | undefined {
 		return this.#types.get(url)?.refusals.standing(resources.names, changed);
+	}
+
+	/** Whether Envoy has taken, or refused, all there is of clusters and listeners and of what it asked for by name. */
+	get isSettled(): boolean {
+		if (!this.watches(typeUrl.cluster) || !this.watches(typeUrl.listener)) return false;
+		return [...this.#types.values()].every(
+			({outstanding, isAllDirty, dirty, deferred}) =>
+				!outstanding && !isAllDirty && dirty.size === 0 && deferred.size === 0,
+		);
+	}
+
+	/** Whether it had nothing when it came, and has been given something since. */
+	get isFed(): boolean {
+		return [...this.#types.values()].some(({isReturning, hasAnswered}) => hasAnswered && !isReturning);
+	}
+
+	/** What Envoy has refused of a type, and runs without. */
+	refusedNames(url: string): ReadonlySet<string> {
+		return this.#types.get(url)?.refusals.names ?? none;
 	}
 
 	close(): void {
@@ -181,11 +212,13 @@ export class Session {
 					);
 	}
 
-	#createType({typeUrl: url, subscribe, initialVersions}: Request): TypeState {
+	#createType({typeUrl: url, subscribe, initialVersions, version}: Request): TypeState {
 		const isWildcard = isWildcardType(url) && (subscribe.length === 0 || subscribe.includes('*'));
 		const state: TypeState = {
 			held: new Map(),
 			isWildcard,
+			isReturning: initialVersions.size > 0 || version !== '',
+			deferred: new Set(),
 			dirty: new Set(),
 			gone: new Set(),
 			isAllDirty: isWildcard,
@@ -290,12 +323,17 @@ export class Session {
 		for (const url of sendOrder(this.#types.keys())) {
 			const state = this.#types.get(url)!;
 			if (state.outstanding) continue;
-			if (state.isAllDirty ? !this.#deps.cache.type(url).isComplete : state.dirty.size === 0) continue;
+			if (state.isAllDirty ? !this.#hasWhole(url, state) : state.dirty.size === 0) continue;
 			// Listeners wait for the clusters they may name.
 			if (url === typeUrl.listener && this.#hasUnsent(typeUrl.cluster)) continue;
 			return url;
 		}
 		return undefined;
+	}
+
+	#hasWhole(url: string, {isReturning}: TypeState): boolean {
+		const {isComplete, isConfirmed} = this.#deps.cache.type(url);
+		return isReturning ? isConfirmed : isComplete;
 	}
 
 	#hasUnsent(url: string): boolean {
@@ -347,7 +385,8 @@ export class Session {
 		names: Iterable<string>,
 	): Promise<{answer: AnswerBuilder; sent: string[]; replaced: CachedResource[]; removed: string[]}> {
 		const {protocol, cache} = this.#deps;
-		const {resources} = cache.type(url);
+		const type = cache.type(url);
+		const {resources} = type;
 		const {gone} = state;
 		state.gone = new Set();
 		const removed: string[] = [];
@@ -358,7 +397,10 @@ export class Session {
 			if (!isWanted(state, name)) continue;
 			const resource = resources.get(name);
 			if (resource) {
-				if (!this.#isHeld(resource, state)) updates.push(resource);
+				if (this.#isHeld(resource, state)) continue;
+				const isNewer = state.isReturning && typeof state.held.get(name) === 'string';
+				if (isNewer && type.isUnconfirmed(name)) state.deferred.add(name);
+				else updates.push(resource);
 			} else if (state.held.get(name) !== undefined && (state.isWildcard || gone.has(name))) removed.push(name);
 		}
 		const isChanged = updates.length + removed.length > 0;
@@ -417,8 +459,11 @@ const isWanted = (state: TypeState, name: string): boolean => state.isWildcard |
 function forget(state: TypeState, name: string): void {
 	state.held.delete(name);
 	state.dirty.delete(name);
+	state.deferred.delete(name);
 	state.refusals.taken([name]);
 }
+
+const none: ReadonlySet<string> = new Set();
 
 const passThrough: Rewriter = {profile: '', rewrite: (_url, _name, any) => any};
 

@@ -175,6 +175,11 @@ export class Upstream implements Running {
 		if (gone.length > 0) this.#send(url, [], gone);
 	}
 
+	/** Whether a name is asked for, or all of its type. */
+	wants(url: string, name: string): boolean {
+		return isWildcardType(url) || this.#wanted.get(url)?.has(name) === true;
+	}
+
 	/** Answers a response; nothing happens when its stream is gone. */
 	acknowledge(url: string, nonce: string, error?: ErrorDetail): void {
 		const current = this.#current;

@@ -158,6 +158,8 @@ export interface Parts {
 			readonly lastError?: {readonly code: string};
 		};
 		readonly rejections: readonly unknown[];
+		readonly snapshot: {readonly savedAt?: string; readonly problem?: string};
+		readonly servingSaved?: string;
 		readonly resources: Readonly<Record<string, number>>;
 	};
 	readonly proxy: {
@@ -176,6 +178,9 @@ export const gateOf = ({gates}: StatusReport, name: string) => gates.find(gate =
 
 /** Connected, and registered by that very stream. */
 export const isConnected = (report: StatusReport): boolean => partsOf(report).relay.upstream.state === 'connected';
+
+/** The configuration is on disk. */
+export const isSaved = (report: StatusReport): boolean => partsOf(report).relay.snapshot.savedAt !== undefined;
 
 /** Looks until something is there; what fails meanwhile is told when the time is over. */
 export async function until<T>(what: string, look: () => T | Promise<T>, deadlineMs = 20_000): Promise<NonNullable<T>> {

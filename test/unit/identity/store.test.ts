@@ -47,7 +47,7 @@ function dyingFs(callsToLive: number): {fs: DurableFs; isDead: () => boolean} {
 	const wrap = (file: DurableFile): DurableFile => ({
 		writeFile: async data => {
 			if (dies()) {
-				if (left === -1) await file.writeFile(data.slice(0, data.length / 2));
+				if (left === -1 && typeof data === 'string') await file.writeFile(data.slice(0, data.length / 2));
 				throw die();
 			}
 			await file.writeFile(data);

@@ -18,7 +18,7 @@ function upstreamStatus(state: UpstreamStatus['state'], lastError?: Failure): Up
 	return {state, lastError, endpoint: undefined, protocol: 'delta', since, attempts: 0, nextAttemptAt: undefined};
 }
 
-function setUp({group}: {group?: string} = {group: 'checkout'}) {
+function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'checkout'}) {
 	const clock = new FakeClock();
 	const readiness = new Readiness(['registration']);
 	let upstream = upstreamStatus('connecting');
@@ -27,6 +27,7 @@ function setUp({group}: {group?: string} = {group: 'checkout'}) {
 	const registration = startRegistration({
 		workload: {...workload, group, addresses: ['10.0.0.5', 'fd00::5']},
 		upstream: () => upstream,
+		savedAt: () => savedAt,
 		onUpstreamChange: each => {
 			listener = each;
 			return () => {
