@@ -12,7 +12,7 @@ import {startProxy} from './proxy/index.ts';
 import {startStatusServer} from './status/index.ts';
 import {version} from './version.ts';
 
-const gates = ['identity', 'configuration', 'proxy', 'dns', 'registration'] as const;
+const gates = ['identity', 'configuration', 'proxy', 'dns', 'registration', 'capture'] as const;
 
 /**
  * Builds every part once, starts them in order, waits for the signal or for a part that ends by itself, and stops
@@ -30,7 +30,11 @@ export async function runAgent(
 	const clock = systemClock;
 	const metrics = new Metrics();
 	const isDnsOn = config.dns.mode !== 'off';
-	const readiness = new Readiness(gates.filter(name => name !== 'dns' || isDnsOn));
+	// Not read by an agent that leaves the rules to others.
+	const capturing = config.capture.isByAgent ? await import('./capture/keeper.ts') : undefined;
+	capturing?.refuseWithoutNetAdmin();
+	const isOn: Partial<Record<string, boolean>> = {dns: isDnsOn, capture: capturing !== undefined};
+	const readiness = new Readiness(gates.filter(name => isOn[name] ?? true));
 	const base = {clock, random: Math.random, metrics};
 	const logOf = (part: string) => log.child({part});
 	const parts = new ComponentGroup(logOf('agent'));
@@ -103,7 +107,9 @@ export async function runAgent(
 		);
 
 		const {enterMesh, startMesh} = await import('./mesh.ts');
-		const mesh = {...base, config, node, state, dns, readiness, status, parts, logOf};
+		let retryCapture = () => {};
+		const onRetry = () => retryCapture();
+		const mesh = {...base, config, node, state, dns, readiness, status, parts, logOf, onRetry};
 		const relay = await startMesh(mesh, signal);
 
 		const proxy = await proxyStarts;
@@ -115,6 +121,25 @@ export async function runAgent(
 			contentType: 'text/plain; version=0.0.4',
 		}));
 		status.addCommand('drain', proxy.drain);
+		if (capturing) {
+			// Stopped after the registration, and before Envoy.
+			const capture = await parts.start('capture', () =>
+				capturing.startCaptureKeeper({
+					config: config.capture,
+					controlPlane: config.controlPlane.endpoints,
+					address: workload.addresses[0]!,
+					isLeft: config.proxy.onStop === 'leave',
+					readiness,
+					gate: readiness.gate('capture'),
+					drain: async () => (proxy.status().state === 'running' ? proxy.drain() : undefined),
+					clock,
+					metrics,
+					log: logOf('capture'),
+				}),
+			);
+			status.add('capture', () => capture.status());
+			retryCapture = () => capture.retryNow();
+		}
 		await enterMesh(mesh, relay, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));
 

@@ -119,6 +119,7 @@ const exit78: ReadonlySet<ErrorCode> = new Set([
 	'identity.key_unsupported',
 	'proxy.version_unsupported',
 	'capture.user_missing',
+	'capture.permission',
 	'capture.unsupported',
 	'capture.tool_missing',
 	'cli.usage',

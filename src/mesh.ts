@@ -26,11 +26,13 @@ export interface MeshDeps {
 	readonly clock: Clock;
 	readonly random: () => number;
 	readonly metrics: Metrics;
+	/** Somebody asks that nothing waits any longer. */
+	readonly onRetry: () => void;
 }
 
 /** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
 export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Relay> {
-	const {config, node, state, dns, readiness, status, parts, logOf, clock, random, metrics} = deps;
+	const {config, node, state, dns, readiness, status, parts, logOf, clock, random, metrics, onRetry} = deps;
 	const base = {clock, random, metrics};
 	const {workload} = config;
 	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
@@ -91,6 +93,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 	status.addCommand('retry', async () => {
 		retryNow();
 		relay.retryNow();
+		onRetry();
 	});
 	// A stream refused for want of a certificate need not wait out its backoff once there is one.
 	onChange(() => relay.retryNow());

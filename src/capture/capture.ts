@@ -4,7 +4,7 @@ import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import {acquireLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
-import {armGuardian, exists, placesIn, readJson, writeJson} from './confirm.ts';
+import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
 import {lookAtHost} from './host.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
@@ -50,7 +50,11 @@ export interface ApplyOptions {
 		/** This program, up to its subcommand. */
 		readonly command: readonly string[];
 		readonly probes: (host: HostFacts) => readonly Probe[];
+		/** Rules that have held here before need no second trial. */
+		readonly isOnlyNew?: boolean;
 	};
+	/** Who runs Envoy; refused unless the rules exempt that user, as its own connections would be led to itself. */
+	readonly proxyUid?: number;
 }
 
 export interface Applied {
@@ -58,6 +62,8 @@ export interface Applied {
 	readonly plan: Plan;
 	/** False when everything was there already. */
 	readonly isChanged: boolean;
+	/** Undone by itself unless it is confirmed. */
+	readonly isOnTrial: boolean;
 	readonly notes: readonly string[];
 }
 
@@ -68,37 +74,54 @@ export interface Applied {
 export async function applyCapture(
 	deps: CaptureDeps,
 	signal: AbortSignal,
-	{isForced = false, isTakeOver = false, confirm}: ApplyOptions = {},
+	{isForced = false, isTakeOver = false, confirm, proxyUid}: ApplyOptions = {},
 ): Promise<Applied> {
 	const {config, clock} = deps;
 	const [{plan, backend, host}] = await Promise.all([prepareCapture(deps), refusePeers(deps.run, isTakeOver)]);
+	if (proxyUid !== undefined) refuseLoop(config, host, proxyUid);
 	const live = await backend.read();
 	if (
 		live &&
 		problemsOf(plan, live).length === 0 &&
 		missingHostState(plan.host, await readHostState(deps.run)).length === 0
 	)
-		return {backend: backend.name, plan, isChanged: false, notes: plan.notes};
+		return {backend: backend.name, plan, isChanged: false, isOnTrial: false, notes: plan.notes};
 	const listeners = isForced
 		? []
 		: await waitForListeners(() => checkListeners(config, plan), {waitMs: config.waitMs, clock, signal});
 	refuseIfNotReady(listeners);
+	const trial = confirm?.isOnlyNew && (await isProved(config, plan)) ? undefined : confirm;
 	await locked(config, async () => {
 		const places = placesIn(config.stateDir);
 		if (await exists(places.pending))
 			throw new AgentError('capture.busy', 'apply capture: an earlier change waits for its confirmation', {
 				hint: 'onramp capture confirm, or wait until it is undone',
 			});
-		if (confirm) await arm(deps, plan, live, confirm.probes(host), confirm);
+		if (trial) await arm(deps, plan, live, trial.probes(host), trial);
 		await loadPlan(deps, backend, plan);
 		if (isTakeOver) await removePeers(deps.run);
-		if (confirm) await writeJson(places.loaded, {});
+		if (trial) await writeJson(places.loaded, {});
 		await writeJson(places.applied, plan);
 	});
 	const unheard = listeners
 		.filter(({isAnswering}) => !isAnswering)
 		.map(({name}) => `nothing answers for ${name}: such connections are refused`);
-	return {backend: backend.name, plan, isChanged: true, notes: [...plan.notes, ...unheard]};
+	return {
+		backend: backend.name,
+		plan,
+		isChanged: true,
+		isOnTrial: trial !== undefined,
+		notes: [...plan.notes, ...unheard],
+	};
+}
+
+function refuseLoop({users}: CaptureConfig, host: HostFacts, proxyUid: number): void {
+	if (users.some(name => host.users[name]?.uid === proxyUid)) return;
+	throw new AgentError(
+		'capture.user_missing',
+		`apply capture: Envoy runs as uid ${proxyUid}, which is not in capture.users (${users.join(', ')}): its own connections would be led back to it`,
+		{hint: 'run the agent as one of these users, or name its user with capture.users; nothing was changed'},
+	);
 }
 
 async function arm(
@@ -175,7 +198,7 @@ export interface Removed {
  * @param isComplete - also under the policy `block`, which otherwise leaves rules that refuse
  */
 export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}): Promise<Removed> {
-	return locked(deps.config, async () => {
+	return lockedIfOwn(deps.config, async () => {
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
 			const {plan, backend} = await prepareCapture(deps, planBlock);
 			await loadPlan(deps, backend, plan);
@@ -265,6 +288,15 @@ async function refuseForeign(stateDir: string): Promise<void> {
 		throw new AgentError('capture.permission', `change capture: use ${stateDir}: ${fault}`, {
 			hint: `move ${stateDir} away, or set capture.state-dir to a place of this user's; nothing was changed`,
 		});
+}
+
+/**
+ * Whoever may take rules away can do so where another user has put them in: nothing is read back for it, and the
+ * kernel takes each step whole.
+ */
+async function lockedIfOwn<T>(config: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
+	const found = await lstat(config.stateDir).catch(() => undefined);
+	return found && found.uid !== process.geteuid!() ? change() : locked(config, change);
 }
 
 /** One change at a time on this machine. */

@@ -1,5 +1,6 @@
 import {spawn} from 'node:child_process';
 import {mkdir, open, readFile, rename, rm, stat} from 'node:fs/promises';
+import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, systemCode} from '../errors.ts';
 import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
 import type {Clock} from '../lifecycle/index.ts';
@@ -28,6 +29,11 @@ export interface Rollback {
 	/** In words; undefined when no rule decides over what failed. */
 	readonly rule: string | undefined;
 }
+
+export const rolledBack = ({reason, rule}: Rollback): AgentError =>
+	new AgentError('capture.rolled_back', `apply capture: undone: ${reason}${rule ? `; decided by ${rule}` : ''}`, {
+		hint: 'the rules are those from before; mend the settings that made that rule, and apply again',
+	});
 
 export const placesIn = (stateDir: string) => ({
 	pending: `${stateDir}/pending.json`,
@@ -67,14 +73,59 @@ export async function exists(path: string): Promise<boolean> {
 }
 
 /** @returns false when there was nothing to confirm, or it was undone already */
-export async function confirmPending(stateDir: string): Promise<boolean> {
-	const places = placesIn(stateDir);
+export async function confirmPending(config: Pick<CaptureConfig, 'stateDir' | 'provedPath'>): Promise<boolean> {
+	const places = placesIn(config.stateDir);
 	try {
 		await rename(places.pending, places.confirmed);
-		return true;
 	} catch (error) {
 		if (systemCode(error) === 'ENOENT') return false;
 		throw error;
+	}
+	const confirmed = await readJson<Pending>(places.confirmed);
+	if (confirmed) await noteProved(config, confirmed.plan);
+	return true;
+}
+
+/** Rules by digest, the last ones that were confirmed. */
+const mostProved = 16;
+
+async function readProved({provedPath}: Pick<CaptureConfig, 'provedPath'>): Promise<readonly string[]> {
+	// What cannot be read only costs another trial.
+	const proved = await readJson<{readonly proved?: readonly string[]}>(provedPath).catch(() => undefined);
+	return Array.isArray(proved?.proved) ? proved.proved : [];
+}
+
+/** Whether these very rules have been confirmed on this machine. */
+export async function isProved(config: Pick<CaptureConfig, 'provedPath'>, {digest}: Plan): Promise<boolean> {
+	return (await readProved(config)).includes(digest);
+}
+
+async function noteProved(config: Pick<CaptureConfig, 'provedPath'>, {digest}: Plan): Promise<void> {
+	const others = (await readProved(config)).filter(each => each !== digest);
+	await writeJson(config.provedPath, {proved: [digest, ...others].slice(0, mostProved)}).catch(() => {});
+}
+
+/**
+ * Waits until what worked before works after, and confirms, unless somebody else is to.
+ * @returns what has undone the change, if it did not hold
+ */
+export async function awaitTrial(
+	{config, clock}: {readonly config: CaptureConfig; readonly clock: Clock},
+	signal: AbortSignal,
+	isConfirmedHere: boolean,
+): Promise<Rollback | undefined> {
+	const places = placesIn(config.stateDir);
+	for (;;) {
+		const undone = await readJson<Rollback>(places.rollback);
+		if (undone) return undone;
+		if ((await exists(places.passed)) && (!isConfirmedHere || (await confirmPending(config)))) return undefined;
+		// Who renames the file first has decided; if it is simply gone, somebody has taken the rules away.
+		if (!(await exists(places.pending))) {
+			if (await exists(places.confirmed)) return undefined;
+			if (!(await exists(places.undone)))
+				return {at: clock.now().toISOString(), reason: 'somebody has taken the rules away meanwhile', rule: undefined};
+		}
+		await clock.sleep(50, signal);
 	}
 }
 
@@ -99,7 +150,12 @@ export async function armGuardian(
 		await rm(path, {force: true});
 	await writeJson(places.pending, pending);
 	const guardian = [...command, 'capture', 'guardian', stateDir];
-	if ((await exists('/run/systemd/system')) && (await findProgram('systemd-run')) !== undefined) {
+	// Only root may ask systemd for a unit.
+	if (
+		process.geteuid!() === 0 &&
+		(await exists('/run/systemd/system')) &&
+		(await findProgram('systemd-run')) !== undefined
+	) {
 		const {code, stderr} = await runProgram('systemd-run', [
 			...['--quiet', '--collect', `--unit=onramp-capture-guardian-${pending.id}`, '--'],
 			...guardian,

@@ -10,13 +10,22 @@ export {
 	type Verified,
 	verifyCapture,
 } from './capture.ts';
-export {confirmPending, exists, type Pending, placesIn, type Rollback, readJson} from './confirm.ts';
-export type {HostFacts as CaptureHostFacts} from './context.ts';
+export {
+	awaitTrial,
+	confirmPending,
+	exists,
+	type Pending,
+	placesIn,
+	type Rollback,
+	readJson,
+	rolledBack,
+} from './confirm.ts';
 export {guardChange} from './guardian.ts';
 export {planBlock, planCapture} from './plan.ts';
-export {listProbes} from './probes.ts';
+export {probesFor} from './probes.ts';
 export {runProgram} from './programs.ts';
 export {describeRule, renderText} from './render-text.ts';
 export type {Plan, Rule} from './rules.ts';
+export {performStep, type StepRequest} from './step.ts';
 export {probeThrough} from './through.ts';
 export {watchCapture} from './watch.ts';

@@ -1,7 +1,8 @@
 import {connect} from 'node:net';
 import type {CaptureConfig, Endpoint} from '../config/index.ts';
+import type {HostFacts} from './context.ts';
 import {evaluate, type Packet} from './evaluate.ts';
-import {answersDns} from './listeners.ts';
+import {answersDns, answersTcp} from './listeners.ts';
 import type {Run} from './programs.ts';
 import {describeRule} from './render-text.ts';
 import type {Plan} from './rules.ts';
@@ -25,7 +26,23 @@ export interface ProbeContext {
 	readonly controlPlane: readonly Endpoint[];
 	/** An address of this machine. */
 	readonly address: string;
+	/** Whose connections are tried. */
 	readonly uid: number;
+}
+
+/** No setting exempts it. */
+const nobody = 65_534;
+
+/** For this process: a user whom the rules exempt tries in the name of one whom they do not. */
+export function probesFor(
+	config: CaptureConfig,
+	workload: Pick<ProbeContext, 'controlPlane' | 'address'>,
+): (host: HostFacts) => readonly Probe[] {
+	const own = process.getuid?.() ?? 0;
+	return ({users, nameservers, sshPorts}) => {
+		const isExempt = config.users.some(name => users[name]?.uid === own);
+		return listProbes(config, {...workload, nameservers, sshPorts, uid: isExempt ? nobody : own});
+	};
 }
 
 const withinMs = 1000;
@@ -59,7 +76,11 @@ export function listProbes({probes}: CaptureConfig, context: ProbeContext): read
 			}),
 		),
 		tcp('the metadata server answers', '169.254.169.254', 80),
-		...context.controlPlane.map(({host, port}) => tcp(`control plane ${host}:${port} answers`, host, port)),
+		// Asked by the agent itself, which is exempt.
+		...context.controlPlane.map(({host, port}) => ({
+			...tcp(`control plane ${host}:${port} answers`, host, port),
+			...(context.uid === nobody ? {packet: undefined} : {}),
+		})),
 		...probes.map((probe): Probe => {
 			const [, host, port] = /^tcp:\/\/(.+):(\d+)$/.exec(probe) ?? [];
 			if (host !== undefined) return tcp(`${probe} answers`, host.replace(/^\[|\]$/g, ''), Number(port));
@@ -73,21 +94,30 @@ export function listProbes({probes}: CaptureConfig, context: ProbeContext): read
 	];
 }
 
-/** @param plan - the rules in force, or undefined before there are any */
+/**
+ * Rules do not lead an exempt user anywhere; so where they would lead the one in whose name it asks, it goes by itself.
+ * @param plan - the rules in force, or undefined before there are any
+ */
 export async function runProbe(
 	{check}: Probe,
 	plan: Plan | undefined,
 	run: Run,
 	packet: Packet | undefined,
 ): Promise<boolean> {
+	const led = plan && packet && packet.uid !== process.getuid?.() ? evaluate(plan, packet) : undefined;
+	if (led?.fate === 'refused' && check.kind !== 'inbound') return false;
+	const verdict = led?.rule?.verdict;
+	const own = packet?.destination.includes(':') ? '::1' : '127.0.0.1';
 	switch (check.kind) {
 		case 'route': {
 			const {stdout} = await run('ip', [check.family, '-j', 'route', 'show', 'default']);
 			return stdout.includes('"dst"');
 		}
 		case 'dns':
+			if (verdict?.kind === 'redirect') return answersDns(own, verdict.port, check.question, withinMs);
 			return check.server !== '' && answersDns(check.server, 53, check.question, withinMs);
 		case 'tcp':
+			if (verdict?.kind === 'redirect') return answersTcp(own, verdict.port, withinMs);
 			return staysOpen(check.host, check.port);
 		case 'inbound':
 			return plan === undefined || packet === undefined || evaluate(plan, packet).fate === 'untouched';

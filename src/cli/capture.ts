@@ -1,21 +1,23 @@
 import {
 	applyCapture,
+	awaitTrial,
 	type CaptureDeps,
-	type CaptureHostFacts,
 	confirmPending,
-	exists,
 	guardChange,
-	listProbes,
 	type Pending,
+	performStep,
 	placesIn,
 	planCapture,
 	prepareCapture,
+	probesFor,
 	probeThrough,
 	type Rollback,
 	readJson,
 	removeCapture,
 	renderText,
+	rolledBack,
 	runProgram,
+	type StepRequest,
 	undoCapture,
 	verifyCapture,
 	watchCapture,
@@ -94,17 +96,24 @@ const apply: Command = {
 				default: 'person',
 				description: 'probes: confirm once all that worked before works after',
 			})
+			.option('trial', {
+				type: 'string',
+				requiresArg: true,
+				description: 'As --confirm with --confirm-by probes, but only for rules that have not held here before',
+			})
 			.option('take-over', {type: 'boolean', description: "Take the rules of Istio's own tool away"})
 			.option('force', {type: 'boolean', description: 'Do not look whether Envoy and DNS answer'}),
-	run: async ({force, confirm, 'confirm-by': confirmBy, 'take-over': takeOver, ...flags}, signal) => {
+	run: async ({force, confirm, trial, 'confirm-by': confirmBy, 'take-over': takeOver, ...flags}, signal) => {
 		const {config} = await loadFrom(flags);
 		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
 		refuseIfDisabled(deps);
-		const confirmMs = confirm === undefined ? undefined : parseConfirm(String(confirm));
+		const [option, limit] = trial === undefined ? (['confirm', confirm] as const) : (['trial', trial] as const);
+		const confirmMs = limit === undefined ? undefined : parseConfirm(option, String(limit));
 		const {
 			backend,
 			plan: planned,
 			isChanged,
+			isOnTrial,
 			notes,
 		} = await applyCapture(deps, signal, {
 			isForced: force === true,
@@ -115,14 +124,11 @@ const apply: Command = {
 						confirm: {
 							confirmMs,
 							command: [process.execPath, ...process.execArgv, process.argv[1]!],
-							probes: (host: CaptureHostFacts) =>
-								listProbes(config.capture, {
-									nameservers: host.nameservers,
-									sshPorts: host.sshPorts,
-									controlPlane: config.controlPlane.endpoints,
-									address: config.workload.addresses[0]!,
-									uid: process.getuid?.() ?? 0,
-								}),
+							isOnlyNew: trial !== undefined,
+							probes: probesFor(config.capture, {
+								controlPlane: config.controlPlane.endpoints,
+								address: config.workload.addresses[0]!,
+							}),
 						},
 					}),
 		});
@@ -130,44 +136,23 @@ const apply: Command = {
 		say(
 			`capture: ${isChanged ? 'applied' : 'unchanged'}, ${planned.rules.length} rules with ${backend}, plan ${planned.digest}`,
 		);
-		if (confirmMs === undefined || !isChanged) return 0;
-		return awaitProbes(deps, String(confirm), confirmBy === 'probes', signal);
+		if (!isOnTrial) return 0;
+		const isConfirmedHere = trial !== undefined || confirmBy === 'probes';
+		const undone = await awaitTrial(deps, signal, isConfirmedHere);
+		if (undone) throw rolledBack(undone);
+		say(
+			isConfirmedHere
+				? 'capture: confirmed, all that worked before works'
+				: `capture: all that worked before works; undone in ${String(confirm)} unless you say: onramp capture confirm`,
+		);
+		return 0;
 	},
 };
 
-/** Returns when what worked before works after, or the guardian has undone the change. */
-async function awaitProbes(
-	{config, clock}: CaptureDeps,
-	confirm: string,
-	isAutomatic: boolean,
-	signal: AbortSignal,
-): Promise<number> {
-	const places = placesIn(config.stateDir);
-	for (;;) {
-		const undone = await readJson<Rollback>(places.rollback);
-		if (undone)
-			throw new AgentError(
-				'capture.rolled_back',
-				`apply capture: undone: ${undone.reason}${undone.rule ? `; decided by ${undone.rule}` : ''}`,
-				{
-					hint: 'the rules are those from before; mend the settings that made that rule, and apply again',
-				},
-			);
-		if (await exists(places.passed)) break;
-		await clock.sleep(50, signal);
-	}
-	if (isAutomatic) {
-		if (await confirmPending(config.stateDir)) say('capture: confirmed, all that worked before works');
-		return 0;
-	}
-	say(`capture: all that worked before works; undone in ${confirm} unless you say: onramp capture confirm`);
-	return 0;
-}
-
-function parseConfirm(text: string): number {
+function parseConfirm(option: string, text: string): number {
 	const [, number, unit = 's'] = /^(\d{1,4})(ms|s|m)?$/.exec(text) ?? [];
 	if (number === undefined || Number(number) === 0)
-		throw new AgentError('cli.usage', `--confirm: "${text}" is not a duration`, {hint: 'write it as 60s or 2m'});
+		throw new AgentError('cli.usage', `--${option}: "${text}" is not a duration`, {hint: 'write it as 60s or 2m'});
 	return Number(number) * {ms: 1, s: 1000, m: 60_000}[unit as 'ms' | 's' | 'm'];
 }
 
@@ -177,7 +162,7 @@ const confirm: Command = {
 	hasSettings: true,
 	run: async flags => {
 		const {config} = await depsFrom(flags);
-		if (await confirmPending(config.stateDir)) {
+		if (await confirmPending(config)) {
 			say('capture: confirmed');
 			return 0;
 		}
@@ -284,8 +269,21 @@ const verify: Command = {
 	},
 };
 
+const step: Command = {
+	usage: 'step',
+	description: 'Used by an agent with capture.by-agent: does what standard input says, as JSON',
+	hasSettings: false,
+	run: async (_flags, signal) => {
+		const chunks: Buffer[] = [];
+		for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
+		const reply = await performStep(JSON.parse(Buffer.concat(chunks).toString()) as StepRequest, signal);
+		say(JSON.stringify(reply));
+		return 0;
+	},
+};
+
 export const captureCommand: CommandGroup = {
 	usage: 'capture',
 	description: 'Lead the traffic of this machine through Envoy, or stop doing so',
-	commands: [plan, apply, confirm, remove, verify, status, watch, guardian],
+	commands: [plan, apply, confirm, remove, verify, status, watch, guardian, step],
 };

@@ -153,14 +153,15 @@ const vocabulary = {
 
 /** Every setting of the daemon as a flag; the rare ones are hidden from the ordinary help. */
 function addSettings(yargs: Argv, {withoutSettings = [], mainSettings}: Command, showsAll: boolean): void {
-	for (const {flag, description, choices, default: fallback, isCommon} of settings) {
+	for (const {flag, type, description, choices, default: fallback, isCommon} of settings) {
 		if (withoutSettings.includes(flag)) continue;
 		const isShown = mainSettings ? mainSettings.includes(flag) : isCommon;
 		yargs.option(flag, {
 			type: 'string',
 			description: fallback ? `${description} [${fallback}]` : description,
 			...(choices ? {choices} : {}),
-			requiresArg: true,
+			// A boolean that is only named is meant.
+			...(type === 'boolean' ? {coerce: (value: unknown) => (value === '' ? 'true' : value)} : {requiresArg: true}),
 			hidden: !isShown && !showsAll,
 			group: 'Settings (all: --help-all; also ONRAMP_* and onramp.yaml):',
 		});

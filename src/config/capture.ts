@@ -1,3 +1,4 @@
+import {join} from 'node:path';
 import {byDefault, type Resolver} from './resolver.ts';
 import {table} from './settings.ts';
 import type {CaptureConfig, ProxyConfig, StatusConfig} from './types.ts';
@@ -8,16 +9,19 @@ export interface CaptureSurroundings {
 	readonly dnsPort: number;
 	readonly proxy: ProxyConfig;
 	readonly status: StatusConfig;
+	readonly stateDir: string;
 }
 
 export function readCapture(
 	resolver: Resolver,
-	{isDnsCaptured, dnsPort, proxy, status}: CaptureSurroundings,
+	{isDnsCaptured, dnsPort, proxy, status, stateDir}: CaptureSurroundings,
 ): CaptureConfig {
 	const dns = resolver.take(table.captureDns);
+	resolver.note('capture.provedPath', resolver.origins.get(table.stateDir.leaf) ?? byDefault);
 	resolver.note('capture.ownPorts', resolver.origins.get(table.statusPort.leaf) ?? byDefault);
 	return {
 		isEnabled: resolver.take(table.captureEnabled),
+		isByAgent: resolver.take(table.captureByAgent),
 		backend: resolver.take(table.captureBackend),
 		interception: resolver.take(table.interception),
 		users: resolver.take(table.captureUsers),
@@ -59,5 +63,6 @@ export function readCapture(
 		probes: resolver.take(table.captureProbes),
 		waitMs: resolver.take(table.captureWait),
 		stateDir: resolver.take(table.captureStateDir),
+		provedPath: join(stateDir, 'capture.json'),
 	};
 }

@@ -11,6 +11,13 @@ export function findConflicts(config: Config, resolver: Resolver): void {
 	findPortConflicts(config, resolver);
 	findSocketConflicts(config, resolver);
 	findOrderConflicts(config, resolver);
+	if (config.capture.isByAgent && !config.capture.isEnabled)
+		complain(
+			resolver,
+			'capture.isByAgent',
+			'contradicts capture.enabled (ISTIO_CUSTOM_IP_TABLES in a bundle)',
+			'set capture.enabled to true if the rules are to be made by onramp',
+		);
 }
 
 function findPortConflicts({proxy, status, dns}: Config, resolver: Resolver): void {
@@ -81,4 +88,8 @@ function complain({origins, findings}: Resolver, leaf: string, message: string, 
 
 /** `proxy.readinessPort` → `proxy.readiness-port`. */
 const keyOf = (leaf: string): string =>
-	leaf.replace(/(?:Path|Ms)$/, '').replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`);
+	leaf
+		.replace(/(?:Path|Ms)$/, '')
+		.replace(/\.is([A-Z])/, '.$1')
+		.replace(/\.[A-Z]/, letter => letter.toLowerCase())
+		.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`);

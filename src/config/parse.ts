@@ -90,7 +90,13 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	const relay = readRelay(resolver, workload.isDnsCaptured, stateDir);
 	const proxy = readProxy(resolver, host, workload.addresses, runtimeValues(configs));
 	const status = readStatus(resolver, workload.addresses);
-	const capture = readCapture(resolver, {isDnsCaptured: dns.mode === 'capture', dnsPort: dns.port, proxy, status});
+	const capture = readCapture(resolver, {
+		isDnsCaptured: dns.mode === 'capture',
+		dnsPort: dns.port,
+		proxy,
+		status,
+		stateDir,
+	});
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(
 		configs.map(({parsed}) => parsed.fields),

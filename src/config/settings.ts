@@ -804,6 +804,13 @@ export const table = {
 		leaf: 'capture.isEnabled',
 		istio: [{name: 'ISTIO_CUSTOM_IP_TABLES', read: value => (value === '' ? undefined : String(!isTrue(value)))}],
 	}),
+	captureByAgent: setting(
+		'capture.by-agent',
+		values.boolean,
+		'false',
+		'The agent itself captures traffic while it runs; needs CAP_NET_ADMIN. Otherwise "onramp capture", by hand or as a unit',
+		{name: 'capture', isCommon: true, leaf: 'capture.isByAgent'},
+	),
 	captureBackend: setting(
 		'capture.backend',
 		values.choice('auto', 'nft', 'iptables-nft', 'iptables-legacy'),

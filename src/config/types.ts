@@ -200,6 +200,8 @@ export interface StatusConfig {
 export interface CaptureConfig {
 	/** False: rules are somebody else's business (ISTIO_CUSTOM_IP_TABLES). */
 	readonly isEnabled: boolean;
+	/** The agent puts them in and takes them away; otherwise whoever runs `onramp capture`. */
+	readonly isByAgent: boolean;
 	readonly backend: 'auto' | 'nft' | 'iptables-nft' | 'iptables-legacy';
 	readonly interception: 'redirect' | 'tproxy';
 	/** Users of agent and Envoy, names or numbers; their primary groups are exempt, too. */
@@ -252,6 +254,8 @@ export interface CaptureConfig {
 	/** How long Envoy and DNS may take to answer before an apply is given up. */
 	readonly waitMs: number;
 	readonly stateDir: string;
+	/** Which rules have held on this machine; kept over a reboot. */
+	readonly provedPath: string;
 }
 
 export interface LogConfig {

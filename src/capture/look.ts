@@ -1,0 +1,34 @@
+// Loaded by the agent itself: what it needs between two steps, and nothing that makes rules.
+import {execFile} from 'node:child_process';
+import {createHash} from 'node:crypto';
+import {readFile} from 'node:fs/promises';
+
+/** What to look at to see, cheaply, whether anything has changed since the rules were found to be good. */
+export interface Look {
+	/** Programs with their arguments; what they print is compared. */
+	readonly commands: readonly (readonly [program: string, ...args: string[]])[];
+	readonly files: readonly string[];
+	/** Of all that, as it was. */
+	readonly fingerprint: string;
+}
+
+const withinMs = 10_000;
+
+/** Counters and dates apart, the same for as long as nothing changes. */
+export async function fingerprintOf({commands, files}: Pick<Look, 'commands' | 'files'>): Promise<string> {
+	const texts = await Promise.all([
+		...commands.map(([program, ...args]) => output(program, args)),
+		...files.map(path => readFile(path, 'utf8').catch(() => '')),
+	]);
+	const hash = createHash('sha256');
+	for (const text of texts) hash.update(`${text.replaceAll(/\[\d+:\d+\]|^#.*$/gm, '')}\0`);
+	return hash.digest('hex').slice(0, 16);
+}
+
+/** A failure is something to compare, too. */
+function output(program: string, args: readonly string[]): Promise<string> {
+	return new Promise(resolve => {
+		const options = {timeout: withinMs, maxBuffer: 64 * 2 ** 20, env: {LC_ALL: 'C'}};
+		execFile(program, [...args], options, (error, stdout, stderr) => resolve(error ? `${stdout}${stderr}` : stdout));
+	});
+}
