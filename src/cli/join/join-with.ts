@@ -41,12 +41,18 @@ export async function joinWith(source: string, target: string, flags: Flags, opt
 		refuseWhatServiceIgnores(await loadFrom({...flags, bundle: target}, {files}), ofService);
 	}
 
+	const {isByAgent} = wanted.config.capture;
+	if (isByAgent && plan.kind === 'foreground') (await import('../../capture/keeper.ts')).refuseWithoutNetAdmin();
+
 	say(`bundle ${source}: good`);
 	for (const warning of warnings) say(`  warning: ${warning}`);
 	await install(target, changes);
 	await keepFlags(kept);
 	tellChanges(changes, kept, target);
 	tellOpenToken(source, target);
+
+	if (isByAgent && plan.kind !== 'keep')
+		say('traffic capture: the agent puts rules in once Envoy answers; what works now must work then, or they go back');
 
 	const wake = async (): Promise<boolean> => {
 		// A waiting agent looks again at once; one that is ready is left alone.

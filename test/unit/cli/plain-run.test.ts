@@ -9,6 +9,11 @@ test('plain run › settings with their values are taken, in either form', t => 
 		'status-port': '0',
 	});
 	t.deepEqual(parsePlainRun(['run', '--name=a=b\nc']), {name: 'a=b\nc'});
+	t.deepEqual(parsePlainRun(['run', '--capture', '--name', 'a', '--notify']), {
+		capture: 'true',
+		name: 'a',
+		notify: 'true',
+	});
 });
 
 for (const words of [
