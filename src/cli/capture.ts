@@ -102,10 +102,21 @@ const apply: Command = {
 				description: 'As --confirm with --confirm-by probes, but only for rules that have not held here before',
 			})
 			.option('take-over', {type: 'boolean', description: "Take the rules of Istio's own tool away"})
+			.option('if-enabled', {
+				type: 'boolean',
+				description: 'Where capture is switched off, do nothing rather than fail',
+			})
 			.option('force', {type: 'boolean', description: 'Do not look whether Envoy and DNS answer'}),
-	run: async ({force, confirm, trial, 'confirm-by': confirmBy, 'take-over': takeOver, ...flags}, signal) => {
+	run: async (
+		{force, confirm, trial, 'confirm-by': confirmBy, 'take-over': takeOver, 'if-enabled': ifEnabled, ...flags},
+		signal,
+	) => {
 		const {config} = await loadFrom(flags);
 		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
+		if (ifEnabled === true && !config.capture.isEnabled) {
+			say('capture: switched off by the configuration; nothing was done');
+			return 0;
+		}
 		refuseIfDisabled(deps);
 		const [option, limit] = trial === undefined ? (['confirm', confirm] as const) : (['trial', trial] as const);
 		const confirmMs = limit === undefined ? undefined : parseConfirm(option, String(limit));

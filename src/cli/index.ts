@@ -7,6 +7,7 @@ import {configCommand} from './config.ts';
 import {dnsCommand} from './dns.ts';
 import {doctorCommand} from './doctor.ts';
 import {joinCommand} from './join.ts';
+import {leaveCommand} from './leave.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
 import {explainUsage} from './usage.ts';
@@ -49,6 +50,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	runCommand,
 	joinCommand,
 	statusCommand,
+	leaveCommand,
 	doctorCommand,
 	captureCommand,
 	configCommand,
@@ -143,6 +145,7 @@ const vocabulary = {
 		'confirm-by',
 		'take-over',
 		'all',
+		'if-enabled',
 		'token-file',
 		'ask-ca',
 		'help',

@@ -555,9 +555,9 @@ export const table = {
 
 	proxyMode: setting(
 		'proxy.mode',
-		values.choice('spawn', 'external', 'off'),
+		values.choice('spawn', 'unit', 'external', 'off'),
 		'spawn',
-		'Who runs Envoy: the agent, another supervisor, nobody',
+		'Who runs Envoy: the agent, onramp-envoy.service, another supervisor, nobody',
 		{
 			istio: [{name: 'DISABLE_ENVOY', read: value => (value !== '' && isTrue(value) ? 'off' : undefined)}],
 		},

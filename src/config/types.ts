@@ -116,8 +116,11 @@ export interface RelayConfig {
 }
 
 export interface ProxyConfig {
-	/** `spawn`: the agent runs Envoy. `external`: another supervisor does; the agent writes the bootstrap and watches. `off`: no Envoy. */
-	readonly mode: 'spawn' | 'external' | 'off';
+	/**
+	 * `spawn`: the agent runs Envoy. `unit`: a systemd unit does, by a script that the agent writes beside the bootstrap.
+	 * `external`: another supervisor does; the agent writes the bootstrap and watches. `off`: no Envoy.
+	 */
+	readonly mode: 'spawn' | 'unit' | 'external' | 'off';
 	readonly binaryPath: string;
 	/** Where the bootstrap is written. */
 	readonly bootstrapPath: string;

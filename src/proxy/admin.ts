@@ -9,6 +9,8 @@ export interface ServerInfo {
 	readonly state: 'LIVE' | 'DRAINING' | 'PRE_INITIALIZING' | 'INITIALIZING' | (string & {});
 	/** Bootstrap this Envoy was started with. */
 	readonly configPath: string;
+	/** Whole seconds since then. */
+	readonly uptimeSeconds: number;
 }
 
 export interface AdminReply {
@@ -38,12 +40,14 @@ export class AdminClient {
 		const info = parseJson(await this.get('/server_info')) as {
 			version?: string;
 			state?: string;
+			uptime_current_epoch?: string;
 			command_line_options?: {config_path?: string};
 		};
 		return {
 			version: info.version?.split('/')[1] ?? '',
 			state: info.state ?? '',
 			configPath: info.command_line_options?.config_path ?? '',
+			uptimeSeconds: Number.parseInt(info.uptime_current_epoch ?? '', 10) || 0,
 		};
 	}
 

@@ -45,11 +45,11 @@ export class ExternalWatch {
 			this.#enter('running');
 			gate.open('envoy serves');
 		};
-		const onVersion = (version: string) => {
+		const onInfo = ({version}: {version: string}) => {
 			this.#version = version;
 		};
 		const nudge = () => this.#nudge.signal;
-		await monitorEnvoy({admin: this.admin, clock, nudge, onVersion, onVerdict}, this.#stopping.signal);
+		await monitorEnvoy({admin: this.admin, clock, nudge, onInfo, onVerdict}, this.#stopping.signal);
 	}
 
 	lookNow(): void {

@@ -1,6 +1,6 @@
 import {reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
-import type {AdminClient} from './admin.ts';
+import type {AdminClient, ServerInfo} from './admin.ts';
 
 export type Verdict =
 	| {readonly isReady: true}
@@ -10,7 +10,7 @@ export interface MonitorDeps {
 	readonly admin: Pick<AdminClient, 'serverInfo' | 'stats' | 'get'>;
 	readonly clock: Clock;
 	/** Called with each answer, before the verdict. What it throws ends the watch. */
-	onVersion(version: string): void;
+	onInfo(info: ServerInfo): void;
 	/** Called with each look that says something new. */
 	onVerdict(verdict: Verdict): void;
 	/** Aborts when something has happened that may have made it ready. */
@@ -44,7 +44,7 @@ const updatesFilter =
  * that hangs later closes the gate again.
  */
 export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Promise<void> {
-	const {admin, clock, onVersion, onVerdict, onTick} = deps;
+	const {admin, clock, onInfo, onVerdict, onTick} = deps;
 	const startedMs = clock.monotonicMs();
 	let explainedMs = startedMs;
 	let wasConfigured = false;
@@ -54,7 +54,7 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 		const info = await admin.serverInfo().catch((error: unknown) => reasonOf(error));
 		if (signal.aborted) return;
 		const state = typeof info === 'string' ? `no answer (${info})` : info.state;
-		if (typeof info !== 'string') onVersion(info.version);
+		if (typeof info !== 'string') onInfo(info);
 		if (state === 'LIVE') wasConfigured ||= await isConfigured(admin);
 		const nowMs = clock.monotonicMs();
 		if (state === 'LIVE' && wasConfigured) {

@@ -16,6 +16,8 @@ export async function startProxy(deps: ProxyDeps, signal: AbortSignal): Promise<
 	switch (deps.config.mode) {
 		case 'spawn':
 			return startSpawned(deps, signal);
+		case 'unit':
+			return startUnit(deps);
 		case 'external':
 			return startExternal(deps);
 		case 'off':
@@ -39,6 +41,25 @@ async function startSpawned(deps: ProxyDeps, signal: AbortSignal): Promise<Envoy
 		stop: () => {
 			stopped ??= supervisor.stop();
 			return stopped;
+		},
+	};
+}
+
+async function startUnit(deps: ProxyDeps): Promise<EnvoyProxy> {
+	const {UnitEnvoy} = await import('./unit.ts');
+	const envoy = new UnitEnvoy({...deps, bootstrap: bootstrapText(deps), addresses: addressesOf(deps.node)});
+	const running = envoy.run();
+	running.catch(() => {}); // Noticed by whoever waits for `finished`.
+	return {
+		finished: running.then(() => never),
+		admin: envoy.admin,
+		status: () => envoy.status(),
+		scrape: () => envoy.admin.prometheus(),
+		drain: () => envoy.drain(),
+		lookNow: () => envoy.lookNow(),
+		stop: async () => {
+			envoy.stop();
+			await running.catch(() => {}); // Told by `finished`.
 		},
 	};
 }

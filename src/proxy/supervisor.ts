@@ -220,7 +220,7 @@ export class Supervisor {
 				clock,
 				nudge: () => this.#nudge.signal,
 				// Learnt from Envoy itself: asking the file beforehand would cost every start 40 ms.
-				onVersion: version => {
+				onInfo: ({version}) => {
 					this.#version = version;
 					checkVersion(config.binaryPath, version);
 				},

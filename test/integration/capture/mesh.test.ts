@@ -1,8 +1,8 @@
 import {chown, mkdir, readdir} from 'node:fs/promises';
 import {join} from 'node:path';
-import {createInterface} from 'node:readline';
 import test from 'ava';
 import {buildAgent} from '../../support/agent.ts';
+import {addGroups, idOf, startControlPlane, vips} from '../../support/control-plane.ts';
 import {ensureEnvoy} from '../../support/envoy.ts';
 import {until} from '../../support/mesh.ts';
 import {
@@ -24,9 +24,6 @@ interface Echo {
 	readonly error?: string;
 }
 
-const vips = {a: '240.240.0.11', b: '240.240.0.12'} as const;
-const idOf = (group: string) => `spiffe://cluster.local/ns/mesh/sa/${group}-sa`;
-
 test.serial(
 	'mesh › two VMs talk over mutual TLS through the kernel’s rules, and their applications know nothing of it',
 	async t => {
@@ -34,23 +31,7 @@ test.serial(
 		const world = await makeWorld(t, {ipv6: false});
 		const second = await addVm(t, world);
 		const control = await startControlPlane(world.far);
-		for (const group of ['a', 'b'] as const) {
-			await control('addWorkloadGroup', {
-				name: group,
-				namespace: 'mesh',
-				serviceAccount: `${group}-sa`,
-				labels: {app: group},
-			});
-			await control('addService', {
-				host: `${group}.mesh.svc.cluster.local`,
-				namespace: 'mesh',
-				port: 80,
-				targetPort: 8080,
-				protocol: 'http',
-				address: vips[group],
-				selector: {app: group},
-			});
-		}
+		await addGroups(control);
 		const [agentPath, envoyPath] = [await buildAgent(), await ensureEnvoy()];
 		const join1 = async (group: 'a' | 'b', vm: Namespace, at: string): Promise<Vm> => {
 			const directory = join(world.directory, group);
@@ -138,31 +119,4 @@ test.serial(
 interface Vm {
 	readonly app: Peer;
 	onramp(...args: readonly string[]): ReturnType<typeof execute>;
-}
-
-/** The sandbox in the far namespace; commands go in as lines. */
-async function startControlPlane(far: Namespace): Promise<(...command: readonly unknown[]) => Promise<void>> {
-	const script = join(import.meta.dirname, '..', '..', '..', 'src', 'sandbox', 'main.ts');
-	const child = far.spawn([
-		process.execPath,
-		script,
-		'--host',
-		address.far.ip,
-		'--port',
-		'15012',
-		'--app-port',
-		'0',
-		'--strict',
-	]);
-	const events: {readonly event: string; readonly name?: string; readonly error?: string}[] = [];
-	createInterface({input: child.stdout!}).on('line', line => events.push(JSON.parse(line)));
-	await until('the control plane', () => events.some(({event}) => event === 'started'));
-	return async (...command) => {
-		const before = events.length;
-		child.stdin!.write(`${JSON.stringify(command)}\n`);
-		const answer = await until(`an answer to ${String(command[0])}`, () =>
-			events.slice(before).find(({event}) => event === 'done' || event === 'failed'),
-		);
-		if (answer.event === 'failed') throw new Error(answer.error);
-	};
 }

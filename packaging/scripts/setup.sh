@@ -1,0 +1,49 @@
+# What both kinds of package do once their files are there.
+create_user_and_directories() {
+	if command -v systemd-sysusers >/dev/null; then
+		systemd-sysusers onramp.conf
+	elif ! getent passwd onramp >/dev/null; then
+		useradd --system --user-group --home-dir /var/lib/onramp --no-create-home --shell /usr/sbin/nologin onramp
+	fi
+	if command -v systemd-tmpfiles >/dev/null; then
+		systemd-tmpfiles --create onramp.conf || :
+	else
+		install -d -m 0750 -o root -g onramp /etc/onramp
+		install -d -m 0700 -o onramp -g onramp /var/lib/onramp
+	fi
+}
+
+has_systemd() { [ -d /run/systemd/system ]; }
+
+after_install() {
+	create_user_and_directories
+	if has_systemd; then systemctl daemon-reload || :; fi
+	[ -e /etc/onramp/bundle ] || echo 'onramp is installed and does nothing yet: onramp join BUNDLE'
+}
+
+# Traffic goes on: Envoy and the rules are left alone, and the new agent takes them over.
+after_upgrade() {
+	create_user_and_directories
+	has_systemd || return 0
+	systemctl daemon-reload || :
+	systemctl --no-block try-restart onramp-agent.service || :
+}
+
+before_remove() {
+	if has_systemd; then
+		systemctl disable onramp.service 2>/dev/null || :
+		# The last two also stop with the first, unless somebody has started them alone.
+		systemctl stop onramp.service onramp-envoy.path || :
+		systemctl stop onramp-capture.service onramp-agent.service onramp-envoy.service || :
+	fi
+	# Rules that were made by hand, and those that a stop leaves on purpose.
+	/usr/bin/onramp capture remove --all >/dev/null || echo 'onramp: rules may be left, see: nft list ruleset'
+}
+
+after_remove() {
+	if has_systemd; then
+		systemctl daemon-reload || :
+		systemctl reset-failed 'onramp*' 2>/dev/null || :
+	fi
+	rm -rf /run/onramp /run/onramp-capture
+}

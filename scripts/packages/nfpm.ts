@@ -1,0 +1,80 @@
+import {execFile} from 'node:child_process';
+import {lstatSync, mkdirSync, readdirSync, readlinkSync, writeFileSync} from 'node:fs';
+import {join} from 'node:path';
+import {promisify} from 'node:util';
+import {compressDeb} from './compress-deb.ts';
+import type {PackageDescription} from './describe.ts';
+
+export interface PackageJob {
+	readonly description: PackageDescription;
+	readonly format: 'deb' | 'rpm';
+	/** Holds the files as they are to be installed. */
+	readonly root: string;
+	readonly out: string;
+	readonly isFast: boolean;
+}
+
+const architectures: Readonly<Record<string, string>> = {x64: 'amd64', arm64: 'arm64'};
+
+/** Makes one package and returns its path. The same files and the same SOURCE_DATE_EPOCH give the same bytes. */
+export async function runNfpm(nfpm: string, {description, format, root, out, isFast}: PackageJob): Promise<string> {
+	const {name, version, summary, text, depends, recommends, configFiles, scripts} = description;
+	const mtime = new Date(buildSeconds() * 1000).toISOString();
+	const folder = join(root, '..', `${name}-${format}`);
+	mkdirSync(folder, {recursive: true});
+	const scriptPaths = Object.entries(scripts[format]).map(([moment, content]) => {
+		const path = join(folder, moment);
+		writeFileSync(path, content, {mode: 0o755});
+		return [moment, path] as const;
+	});
+	const contents = listFiles(root).map(path => {
+		const source = join(root, path);
+		const status = lstatSync(source);
+		const info = {mode: status.mode & 0o7777, owner: 'root', group: 'root', mtime};
+		if (status.isSymbolicLink()) return {src: readlinkSync(source), dst: path, type: 'symlink', file_info: {mtime}};
+		const isConfig = configFiles.includes(path);
+		return {src: source, dst: path, ...(isConfig ? {type: 'config|noreplace'} : {}), file_info: info};
+	});
+	const config = {
+		name,
+		version,
+		release: '1',
+		arch: architectures[process.arch],
+		platform: 'linux',
+		section: 'net',
+		priority: 'optional',
+		maintainer: 'The onramp authors <onramp@localhost>',
+		description: `${summary}\n${text}`,
+		license: 'Apache-2.0',
+		mtime,
+		depends: depends[format],
+		recommends: recommends[format],
+		contents,
+		scripts: Object.fromEntries(scriptPaths),
+		deb: {compression: 'none'},
+		rpm: {compression: isFast ? 'zstd:1' : 'zstd:19', summary, buildhost: 'localhost'},
+	};
+	const configPath = join(folder, 'nfpm.json');
+	writeFileSync(configPath, JSON.stringify(config, undefined, '\t'));
+	const args = ['package', '--config', configPath, '--packager', format, '--target', out];
+	const {stdout} = await promisify(execFile)(nfpm, args, {
+		env: {...process.env, SOURCE_DATE_EPOCH: String(buildSeconds())},
+	});
+	const [, path] = /created package: (.+)/.exec(stdout) ?? [];
+	if (path === undefined) throw new Error(`nfpm made no package: ${stdout}`);
+	if (format === 'deb' && !isFast) compressDeb(path);
+	return path;
+}
+
+/** SOURCE_DATE_EPOCH, as reproducible-builds.org has it; a fixed day where it is not set. */
+function buildSeconds(): number {
+	return Number(process.env['SOURCE_DATE_EPOCH'] ?? Date.UTC(2026, 0, 1) / 1000);
+}
+
+/** Absolute paths of files and links, as they will be installed. */
+function listFiles(root: string): string[] {
+	return readdirSync(root, {recursive: true, withFileTypes: true})
+		.filter(entry => !entry.isDirectory())
+		.map(entry => join(entry.parentPath, entry.name).slice(root.length))
+		.toSorted();
+}

@@ -1,0 +1,105 @@
+import {
+	chmodSync,
+	copyFileSync,
+	cpSync,
+	existsSync,
+	linkSync,
+	mkdirSync,
+	readdirSync,
+	readFileSync,
+	symlinkSync,
+	writeFileSync,
+} from 'node:fs';
+import {dirname, join} from 'node:path';
+import {gzipSync} from 'node:zlib';
+import {renderCompletion, renderManual} from './manual.ts';
+import {bundledPackages} from './sbom.ts';
+
+const library = '/usr/lib/onramp';
+
+/** Puts the files of the agent's package under `root` as they are to be installed. */
+export function stageAgent(root: string): void {
+	const {arch} = process;
+	const place = (path: string): string => {
+		mkdirSync(dirname(join(root, path)), {recursive: true});
+		return join(root, path);
+	};
+	const copy = (from: string, to: string, mode = 0o644): void => {
+		copyFileSync(from, place(to));
+		chmodSync(join(root, to), mode);
+	};
+	const write = (to: string, content: string | Buffer): void => writeFileSync(place(to), content, {mode: 0o644});
+
+	const node = `node_modules/node-linux-${arch}`;
+	copy(`${node}/bin/node`, `${library}/node`, 0o755);
+	const launcher = readFileSync('dist/onramp.cjs', 'utf8').replace(/^#!.*/, `#!${library}/node`);
+	write(`${library}/onramp.cjs`, launcher);
+	chmodSync(join(root, `${library}/onramp.cjs`), 0o755);
+	copy('dist/onramp.pack', `${library}/onramp.pack`);
+	stageKoffi(root);
+	mkdirSync(join(root, 'usr/bin'), {recursive: true});
+	symlinkSync(`..${library.slice('/usr'.length)}/onramp.cjs`, join(root, 'usr/bin/onramp'));
+
+	for (const unit of readdirSync('packaging/units')) copy(`packaging/units/${unit}`, `/usr/lib/systemd/system/${unit}`);
+	copy('packaging/sysusers.conf', '/usr/lib/sysusers.d/onramp.conf');
+	copy('packaging/tmpfiles.conf', '/usr/lib/tmpfiles.d/onramp.conf');
+	copy('packaging/onramp.yaml', '/etc/onramp/onramp.yaml');
+
+	write('/usr/share/man/man1/onramp.1.gz', gzip(renderManual()));
+	write('/usr/share/bash-completion/completions/onramp', renderCompletion());
+	write('/usr/share/doc/onramp/changelog.gz', gzip(readFileSync('CHANGELOG.md', 'utf8')));
+	write('/usr/share/doc/onramp/copyright', renderCopyright(node));
+}
+
+/** A program that is at its place already is not copied again: it is 100 MB. */
+export function stageEnvoy(root: string, envoyPath: string): void {
+	mkdirSync(join(root, library), {recursive: true});
+	try {
+		linkSync(envoyPath, join(root, library, 'envoy'));
+	} catch {
+		copyFileSync(envoyPath, join(root, library, 'envoy')); // Another file system.
+	}
+	const documents = join(root, 'usr/share/doc/onramp-envoy');
+	mkdirSync(documents, {recursive: true});
+	const licence = readFileSync('LICENSE', 'utf8');
+	writeFileSync(join(documents, 'copyright'), `Envoy, https://www.envoyproxy.io, by the Envoy authors.\n\n${licence}`);
+}
+
+/** The one binding that cannot be bundled; the agent works without it, and is larger. */
+function stageKoffi(root: string): void {
+	const modules = join(root, library, 'node_modules');
+	const binary = `@koromix/koffi-linux-${process.arch}`;
+	if (!existsSync(`node_modules/${binary}`)) return;
+	for (const path of [
+		'koffi/package.json',
+		'koffi/index.cjs',
+		'koffi/src/koffi/index.cjs',
+		'koffi/src/koffi/indirect.cjs',
+		binary,
+	]) {
+		cpSync(`node_modules/${path}`, join(modules, path), {
+			recursive: true,
+			filter: source => !/\/musl_|\.d\.ts$|README/.test(source),
+		});
+	}
+}
+
+const gzip = (text: string): Buffer => {
+	const bytes = gzipSync(text, {level: 9});
+	bytes[9] = 255; // The operating system that made it says nothing about the content.
+	return bytes;
+};
+
+/** Our licence, and in full those of all that is in the package. */
+function renderCopyright(node: string): string {
+	const others = bundledPackages().map(({name, version, licence, path}) => {
+		const file = readdirSync(path).find(each => /^(licen[cs]e|copying)/i.test(each));
+		return `${name} ${version} (${licence})\n\n${file ? readFileSync(join(path, file), 'utf8').trim() : 'see its licence by that name'}`;
+	});
+	const line = `\n\n${'-'.repeat(80)}\n\n`;
+	return [
+		`onramp\n\n${readFileSync('LICENSE', 'utf8').trim()}`,
+		`Node.js\n\n${readFileSync(`${node}/LICENSE`, 'utf8').trim()}`,
+		...others,
+	].join(line);
+}

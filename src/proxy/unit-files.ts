@@ -1,0 +1,70 @@
+import {readdirSync, readFileSync, rmSync} from 'node:fs';
+import {basename, dirname, join} from 'node:path';
+import type {ProxyConfig} from '../config/types.ts';
+import {hashOf} from './adopt.ts';
+import {type ArgumentsInput, renderArguments} from './arguments.ts';
+import {checkBinary} from './binary.ts';
+import {errorLogPath} from './log-file.ts';
+import {writePrivateFile} from './private-file.ts';
+
+/** How an Envoy is to be started by its unit. */
+export interface UnitStart {
+	/** Its name holds a hash of all that matters, so Envoy itself can say what it was started with. */
+	readonly bootstrapPath: string;
+	/** What the unit's shell runs. */
+	readonly script: string;
+}
+
+export interface UnitStartInput extends ArgumentsInput {
+	readonly config: ArgumentsInput['config'] & Pick<ProxyConfig, 'binaryPath'>;
+	readonly bootstrap: string;
+	/** Waited before Envoy is started, so that one that ends again and again does not keep the machine busy. */
+	readonly delaySeconds: number;
+}
+
+/** Pure. */
+export function renderUnitStart(input: UnitStartInput): UnitStart {
+	const {config, bootstrap, delaySeconds} = input;
+	const argumentsFor = (bootstrapPath: string): string[] =>
+		renderArguments({...input, config: {...config, bootstrapPath}});
+	const digest = hashOf(JSON.stringify([config.binaryPath, argumentsFor(''), bootstrap])).slice(0, 16);
+	const bootstrapPath = `${config.bootstrapPath.replace(/\.json$/, '')}-${digest}.json`;
+	const errorLog = quote(errorLogPath(config.logPath));
+	const script = [
+		'# Written by the onramp agent for onramp-envoy.service.',
+		// A disk that cannot be written is no reason to be without Envoy.
+		`{ : >${errorLog}; } 2>/dev/null && exec >>${errorLog} 2>&1`,
+		...(delaySeconds === 0 ? [] : [`sleep ${delaySeconds}`]),
+		`exec ${[config.binaryPath, ...argumentsFor(bootstrapPath)].map(quote).join(' ')}`,
+		'',
+	].join('\n');
+	return {bootstrapPath, script};
+}
+
+/** The path that the unit knows. */
+export const unitScriptPath = (config: Pick<ProxyConfig, 'bootstrapPath'>): string =>
+	join(dirname(config.bootstrapPath), 'start');
+
+/**
+ * Puts the files where the unit finds them; the script last, as writing it is what has Envoy started the first time.
+ * Files that are there already are left alone.
+ */
+export function writeUnitStart(config: ProxyConfig, {bootstrapPath, script}: UnitStart, bootstrap: string): void {
+	checkBinary(config.binaryPath);
+	if (readOptional(bootstrapPath) !== bootstrap) writePrivateFile(bootstrapPath, bootstrap);
+	const scriptPath = unitScriptPath(config);
+	if (readOptional(scriptPath) !== script) writePrivateFile(scriptPath, script);
+	const prefix = `${basename(config.bootstrapPath).replace(/\.json$/, '')}-`;
+	for (const name of readdirSync(dirname(bootstrapPath)))
+		if (name.startsWith(prefix) && name !== basename(bootstrapPath)) rmSync(join(dirname(bootstrapPath), name));
+}
+
+const quote = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+function readOptional(path: string): string | undefined {
+	try {
+		return readFileSync(path, 'utf8');
+	} catch {
+		return undefined; // Writing it tells what is wrong.
+	}
+}

@@ -1,0 +1,135 @@
+// Two machines with the packages, a control plane, and an application on each that knows nothing of meshes.
+import {execFile} from 'node:child_process';
+import {readdirSync} from 'node:fs';
+import {chmod, mkdir, mkdtemp, rm} from 'node:fs/promises';
+import {join} from 'node:path';
+import {promisify} from 'node:util';
+import type {ExecutionContext} from 'ava';
+import {buildAgent} from '../support/agent.ts';
+import {addGroups, type ControlPlane, startControlPlane, vips} from '../support/control-plane.ts';
+import {until} from '../support/mesh.ts';
+import {address, addVm, makeWorld, type Namespace, type Peer, secondWire} from '../support/netns.ts';
+import {Machine, type MachineOptions, missingForMachines} from './machine.ts';
+
+const run = promisify(execFile);
+const root = join(import.meta.dirname, '..', '..');
+
+/** A test that boots machines; skipped with the reason where that cannot be. */
+export async function skippedWithoutMachines(t: ExecutionContext): Promise<boolean> {
+	const reason = await missingForMachines();
+	if (reason === undefined) return false;
+	t.log(`skipped: ${reason}`);
+	t.pass();
+	return true;
+}
+
+export interface Packages {
+	readonly directory: string;
+	/** File name of a package. */
+	of(name: 'onramp' | 'onramp-envoy', format?: 'deb' | 'rpm'): string;
+}
+
+/** Packages of what is in the tree, hardly compressed; `version` other than the tree's makes an upgrade. */
+export async function buildPackages(
+	t: ExecutionContext,
+	{version, format = 'deb', names = 'onramp,onramp-envoy'}: {version?: string; format?: string; names?: string} = {},
+): Promise<Packages> {
+	await buildAgent();
+	await mkdir(join(root, '.cache', 'booted'), {recursive: true});
+	const directory = await mkdtemp(join(root, '.cache', 'booted', 'packages-'));
+	t.teardown(() => rm(directory, {recursive: true, force: true}));
+	const words = ['--fast', '--format', format, '--package', names, '--out', directory];
+	await run(process.execPath, ['scripts/package.ts', ...words, ...(version ? ['--version', version] : [])], {
+		cwd: root,
+	});
+	return {
+		directory,
+		of: (name, wanted = 'deb') => {
+			const found = readdirSync(directory).find(
+				file => file.endsWith(`.${wanted}`) && new RegExp(`^${name}[_-]\\d`).test(file),
+			);
+			if (!found) throw new Error(`no ${wanted} of ${name} was made`);
+			return found;
+		},
+	};
+}
+
+export interface Vm {
+	readonly machine: Machine;
+	readonly app: Peer;
+	readonly bundle: string;
+}
+
+export interface BootedWorld {
+	readonly control: ControlPlane;
+	readonly far: Namespace;
+	readonly directory: string;
+	/** Boots a machine of a group and starts its application; nothing is installed yet. */
+	boot(group: 'a' | 'b', options?: Partial<MachineOptions>): Promise<Vm>;
+	bundle(group: 'a' | 'b'): Promise<string>;
+}
+
+export async function makeBootedWorld(t: ExecutionContext): Promise<BootedWorld> {
+	const world = await makeWorld(t, {ipv6: false});
+	await chmod(world.directory, 0o755);
+	const second = await addVm(t, world);
+	const control = await startControlPlane(world.far);
+	await addGroups(control);
+	const namespaceOf = {a: world.vm, b: second};
+	const bundle = async (group: 'a' | 'b'): Promise<string> => {
+		const directory = join(world.directory, `bundle-${group}`);
+		const request = {group, namespace: 'mesh', ingressAddress: address.far.ip, isDnsCaptured: false};
+		await control('writeBundle', directory, request);
+		return directory;
+	};
+	return {
+		control,
+		far: world.far,
+		directory: world.directory,
+		bundle,
+		boot: async (group, options = {}) => {
+			const namespace = namespaceOf[group];
+			const machine = await Machine.boot(t, {name: group, namespace, ...options});
+			const app = await namespace.peer();
+			await app.send('serveHttp', {port: 8080, name: group});
+			return {machine, app, bundle: await bundle(group)};
+		},
+	};
+}
+
+/** Installs the packages; returns what was said. */
+export async function install({machine}: Pick<Vm, 'machine'>, packages: Packages): Promise<string> {
+	const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
+	for (const file of files) await machine.copy(join(packages.directory, file), `/root/${file}`);
+	return machine.must(`dpkg -i ${files.map(file => `/root/${file}`).join(' ')} && rm /root/*.deb`);
+}
+
+/** As an admin does it. */
+export async function joinMesh({machine, bundle}: Vm): Promise<string> {
+	await machine.copy(bundle, '/root/bundle');
+	return machine.must('onramp join /root/bundle --wait 60s');
+}
+
+export async function untilActive({machine}: Vm, unit: string): Promise<void> {
+	await until(`${unit} of ${machine.name}`, async () => (await machine.show(unit, 'ActiveState')) === 'active', 60_000);
+}
+
+export interface Echo {
+	readonly app?: string;
+	readonly caller?: string;
+	readonly error?: string;
+}
+
+/** Waits until the application of one is answered by that of the other. */
+export function untilAnswered(from: Vm, to: 'a' | 'b'): Promise<Echo> {
+	return until(
+		`an answer of ${to}`,
+		async () => {
+			const seen = await from.app.send<Echo>('get', {url: `http://${vips[to]}/`, withinMs: 3000});
+			return seen.app ? seen : undefined;
+		},
+		30_000,
+	);
+}
+
+export const addresses = {a: address.vm.ip, b: secondWire.vm} as const;
