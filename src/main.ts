@@ -1,5 +1,4 @@
-import {parsePlainRun} from './cli/plain-run.ts';
-import {runCommand} from './cli/run.ts';
+import {parsePlainFlags} from './cli/plain-run.ts';
 import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
 
 /** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
@@ -34,8 +33,17 @@ for (const name of ['SIGTERM', 'SIGINT'] as const) {
 
 /** What a service runs is taken straight; the parser, its help and the other commands are loaded for people. */
 async function runCommandLine(argv: readonly string[], signal: AbortSignal): Promise<number> {
-	const flags = parsePlainRun(argv);
-	if (flags) return runCommand.run(flags, signal);
+	const [command, ...words] = argv;
+	if (command === 'run') {
+		const flags = parsePlainFlags(words);
+		if (flags) return (await import('./cli/run.ts')).runCommand.run(flags, signal);
+	}
+	if (command === 'capture') {
+		const {captureCommand} = await import('./cli/capture.ts');
+		const {plain, run} = captureCommand.commands.find(({usage}) => usage === words[0]) ?? {};
+		const flags = plain && parsePlainFlags(words.slice(1), plain);
+		if (flags) return run!(flags, signal);
+	}
 	const {runCli} = await import('./cli/index.ts');
 	return runCli(argv, signal);
 }

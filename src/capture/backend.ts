@@ -1,4 +1,5 @@
 import type {HostFacts} from './context.ts';
+import type {Kernel} from './kernel.ts';
 import type {Plan} from './rules.ts';
 
 /** Our rules as they are in the kernel now. */
@@ -36,12 +37,15 @@ export interface Backend {
 	/** @param ipv6 - whether this machine has it at all */
 	abilities(ipv6: 'on' | 'off'): Promise<Abilities>;
 	/** undefined = nothing of ours is there. */
-	read(): Promise<LiveRules | undefined>;
+	read(kernel: Kernel): Promise<LiveRules | undefined>;
 	/** Whether the kernel would take the plan; changes nothing. @throws AgentError */
-	check(plan: Plan): Promise<void>;
-	/** Replaces whatever of ours is there, without a moment in between. @throws AgentError */
-	load(plan: Plan): Promise<void>;
-	remove(): Promise<void>;
+	check(plan: Plan, kernel: Kernel): Promise<void>;
+	/**
+	 * Replaces whatever of ours is there, without a moment in between.
+	 * @throws AgentError `capture.unsupported` when the kernel does not take it, nothing having been changed
+	 */
+	load(plan: Plan, kernel: Kernel): Promise<void>;
+	remove(kernel: Kernel): Promise<void>;
 	/** The text that load would hand to the kernel. */
-	render(plan: Plan): Promise<string>;
+	render(plan: Plan, kernel: Kernel): Promise<string>;
 }

@@ -1,21 +1,24 @@
-import {lstat, mkdir, rm} from 'node:fs/promises';
+import {lstatSync} from 'node:fs';
+import {mkdir, realpath, rm} from 'node:fs/promises';
+import {dirname} from 'node:path';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
-import type {Clock} from '../lifecycle/index.ts';
+import type {Clock} from '../lifecycle/clock.ts';
 import {acquireLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
 import {lookAtHost} from './host.ts';
+import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
 import {refusePeers, removePeers} from './peers.ts';
-import {planBlock, planCapture} from './plan.ts';
+import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
 import type {Run} from './programs.ts';
-import {addHostState, missingHostState, readHostState, removeHostState} from './routing.ts';
+import {addHostState, keepLive, keepWanted, missingHostState, readHostState, removeHostState} from './routing.ts';
 import type {Plan} from './rules.ts';
-import {findBackends, selectBackend} from './select.ts';
+import {findBackends, guessBackend, type Selected, selectBackend} from './select.ts';
 
 export interface CaptureDeps {
 	readonly config: CaptureConfig;
@@ -23,10 +26,9 @@ export interface CaptureDeps {
 	readonly clock: Clock;
 }
 
-export interface Prepared {
-	readonly plan: Plan;
-	readonly host: HostFacts;
-	readonly backend: Backend;
+export interface Prepared extends Selected {
+	/** As it was looked at. */
+	readonly kernel: Kernel;
 }
 
 /** Plan and way for this host; changes nothing. @throws AgentError when rules cannot be made or loaded here */
@@ -34,9 +36,41 @@ export async function prepareCapture(
 	{config, run}: CaptureDeps,
 	make = planCapture,
 	way: CaptureConfig['backend'] = config.backend,
+	kernel = new Kernel(run),
 ): Promise<Prepared> {
-	const host = await lookAtHost(config, run);
-	return selectBackend(way, host, facts => make(config, facts), run);
+	const host = await lookAtHost(config, run, kernel);
+	return {...(await selectBackend(way, host, facts => make(config, facts), run, kernel)), kernel};
+}
+
+interface Compared extends Prepared {
+	readonly live: LiveRules | undefined;
+	/** Empty = all is as planned. */
+	readonly problems: readonly string[];
+	/** Whether the kernel is known to take the plan. */
+	readonly isSure: boolean;
+}
+
+/**
+ * What is in the kernel beside what ought to be. Changes nothing.
+ * @param mayGuess - for who loads the rules anyway: takes it for granted that this kernel can do what most can
+ */
+async function compareCapture(deps: CaptureDeps, kernel: Kernel, mayGuess: boolean): Promise<Compared> {
+	const {config, run} = deps;
+	const host = await lookAtHost(config, run, kernel);
+	const make = (facts: HostFacts) => planCapture(config, facts);
+	const guess = guessBackend(config.backend, host, make, run);
+	const guessed = guess && (await beside({...guess, kernel}));
+	// Rules of this very plan that are in the kernel say that it takes them.
+	if (guessed?.live?.planDigest === guessed?.plan.digest && guessed?.live) return {...guessed, isSure: true};
+	if (guessed && mayGuess) return {...guessed, isSure: false};
+	return {...(await beside({...(await selectBackend(config.backend, host, make, run, kernel)), kernel})), isSure: true};
+}
+
+async function beside(prepared: Prepared): Promise<Omit<Compared, 'isSure'>> {
+	const {backend, plan, kernel} = prepared;
+	const [live, hostState] = await Promise.all([backend.read(kernel), readHostState(kernel)]);
+	const problems = live ? problemsOf(plan, live) : [`no rules of ours are in ${backend.name}`];
+	return {...prepared, live, problems: [...problems, ...missingHostState(plan.host, hostState)]};
 }
 
 export interface ApplyOptions {
@@ -74,45 +108,71 @@ export interface Applied {
 export async function applyCapture(
 	deps: CaptureDeps,
 	signal: AbortSignal,
-	{isForced = false, isTakeOver = false, confirm, proxyUid}: ApplyOptions = {},
+	options: ApplyOptions = {},
 ): Promise<Applied> {
 	const {config, clock} = deps;
-	const [{plan, backend, host}] = await Promise.all([prepareCapture(deps), refusePeers(deps.run, isTakeOver)]);
-	if (proxyUid !== undefined) refuseLoop(config, host, proxyUid);
-	const live = await backend.read();
-	if (
-		live &&
-		problemsOf(plan, live).length === 0 &&
-		missingHostState(plan.host, await readHostState(deps.run)).length === 0
-	)
-		return {backend: backend.name, plan, isChanged: false, isOnTrial: false, notes: plan.notes};
-	const listeners = isForced
-		? []
-		: await waitForListeners(() => checkListeners(config, plan), {waitMs: config.waitMs, clock, signal});
-	refuseIfNotReady(listeners);
-	const trial = confirm?.isOnlyNew && (await isProved(config, plan)) ? undefined : confirm;
-	await locked(config, async () => {
-		const places = placesIn(config.stateDir);
+	const deadlineMs = clock.monotonicMs() + config.waitMs;
+	for (;;) {
+		const outcome = await locked(config, () => tryToApply(deps, options));
+		if ('isChanged' in outcome) return outcome;
+		// Others may change the rules in the meantime, so all is looked at anew.
+		const waitMs = Math.max(deadlineMs - clock.monotonicMs(), 0);
+		const check = () => checkListeners(config, outcome.waitsFor);
+		refuseIfNotReady(waitMs === 0 ? outcome.listeners : await waitForListeners(check, {waitMs, clock, signal}));
+	}
+}
+
+interface Waiting {
+	readonly waitsFor: Plan;
+	readonly listeners: readonly Listener[];
+}
+
+async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<Applied | Waiting> {
+	const {config, run} = deps;
+	const {isForced = false, isTakeOver = false, confirm, proxyUid} = options;
+	const places = placesIn(config.stateDir);
+	const kernel = new Kernel(run);
+	// A trial is begun before the change, so it has to be known that the kernel takes it.
+	const [compared] = await Promise.all([
+		compareCapture(deps, kernel, confirm === undefined),
+		refusePeers(run, kernel, isTakeOver),
+	]);
+	const change = async (to: Compared): Promise<Applied | Waiting> => {
+		const {backend, plan, host, live, problems} = to;
+		if (proxyUid !== undefined) refuseLoop(config, host, proxyUid);
+		const done = {backend: backend.name, plan};
+		if (problems.length === 0) {
+			// Its maker may have died before it could write that down.
+			if ((await readJson<Plan>(places.applied))?.digest !== plan.digest) await writeJson(places.applied, plan);
+			await rm(places.bypassed, {force: true});
+			return {...done, isChanged: false, isOnTrial: false, notes: plan.notes};
+		}
+		const listeners = isForced ? [] : await checkListeners(config, plan);
+		if (!areReady(listeners)) return {waitsFor: plan, listeners};
 		if (await exists(places.pending))
 			throw new AgentError('capture.busy', 'apply capture: an earlier change waits for its confirmation', {
 				hint: 'onramp capture confirm, or wait until it is undone',
 			});
+		const trial = confirm?.isOnlyNew && (await isProved(config, plan)) ? undefined : confirm;
 		if (trial) await arm(deps, plan, live, trial.probes(host), trial);
-		await loadPlan(deps, backend, plan);
-		if (isTakeOver) await removePeers(deps.run);
+		await loadPlan(deps, to);
+		if (isTakeOver) await removePeers(run, kernel);
 		if (trial) await writeJson(places.loaded, {});
 		await writeJson(places.applied, plan);
-	});
-	const unheard = listeners
-		.filter(({isAnswering}) => !isAnswering)
-		.map(({name}) => `nothing answers for ${name}: such connections are refused`);
-	return {
-		backend: backend.name,
-		plan,
-		isChanged: true,
-		isOnTrial: trial !== undefined,
-		notes: [...plan.notes, ...unheard],
+		await rm(places.bypassed, {force: true});
+		const unheard = listeners
+			.filter(({isAnswering}) => !isAnswering)
+			.map(({name}) => `nothing answers for ${name}: such connections are refused`);
+		return {...done, isChanged: true, isOnTrial: trial !== undefined, notes: [...plan.notes, ...unheard]};
 	};
+	if (compared.isSure) return change(compared);
+	try {
+		return await change(compared);
+	} catch (error) {
+		if (!(error instanceof AgentError) || error.code !== 'capture.unsupported') throw error;
+		// This kernel cannot do what most can. Nothing was changed; what it can do is asked of it now.
+		return change(await compareCapture(deps, kernel, false));
+	}
 }
 
 function refuseLoop({users}: CaptureConfig, host: HostFacts, proxyUid: number): void {
@@ -132,7 +192,8 @@ async function arm(
 	{confirmMs, command}: NonNullable<ApplyOptions['confirm']>,
 ): Promise<void> {
 	const applied = await readJson<Plan>(placesIn(config.stateDir).applied);
-	const previous = live && applied?.digest === live.planDigest ? applied : undefined;
+	// The file is believed only where it says what the kernel has.
+	const previous = live && applied && digestOf(applied) === live.planDigest ? applied : undefined;
 	const results = await Promise.all(
 		probes.map(async probe => [probe, await runProbe(probe, previous, run, probe.packet)] as const),
 	);
@@ -148,24 +209,28 @@ export async function undoCapture(
 	previous: Plan | undefined,
 ): Promise<void> {
 	await locked({stateDir}, async () => {
+		const kernel = new Kernel(deps.run);
 		if (previous) {
-			const backends = await findBackends(deps.run);
+			const backends = findBackends(deps.run);
 			for (const backend of backends) {
-				const live = await backend.read();
+				const live = await backend.read(kernel);
 				if (!live && backend !== backends.at(-1)) continue;
-				await loadPlan(deps, backend, previous);
+				await loadPlan(deps, {backend, plan: previous, kernel});
 				await writeJson(placesIn(stateDir).applied, previous);
 				return;
 			}
 		}
-		await removeAll(deps.run);
+		await removeAll(deps.run, kernel);
 		await rm(placesIn(stateDir).applied, {force: true});
 	});
 }
 
+const areReady = (listeners: readonly Listener[]): boolean =>
+	listeners.every(({isNeeded, isAnswering}) => isAnswering || !isNeeded);
+
 function refuseIfNotReady(listeners: readonly Listener[]): void {
+	if (areReady(listeners)) return;
 	const missing = listeners.filter(({isNeeded, isAnswering}) => isNeeded && !isAnswering);
-	if (missing.length === 0) return;
 	throw new AgentError(
 		'capture.not_ready',
 		`apply capture: no answer from ${missing.map(({name}) => name).join(', ')}`,
@@ -176,13 +241,22 @@ function refuseIfNotReady(listeners: readonly Listener[]): void {
 }
 
 /** What the rules lead to before them, what nothing leads to any more after them. */
-async function loadPlan({run}: Pick<CaptureDeps, 'run'>, backend: Backend, plan: Plan): Promise<void> {
-	await addHostState(run, plan.host);
-	await backend.load(plan);
-	const others = (await findBackends(run)).filter(({name}) => name !== backend.name);
+async function loadPlan(
+	{run}: Pick<CaptureDeps, 'run'>,
+	{backend, plan, kernel}: Pick<Prepared, 'backend' | 'plan' | 'kernel'>,
+): Promise<void> {
+	const before = await readHostState(kernel);
+	await addHostState(run, before, plan.host);
+	try {
+		await backend.load(plan, kernel);
+	} catch (error) {
+		await removeHostState(run, await readHostState(new Kernel(run)), keepLive(before));
+		throw error;
+	}
+	const others = findBackends(run).filter(({name}) => name !== backend.name);
 	await Promise.all([
-		removeHostState(run, plan.host),
-		...others.map(async other => (await readIfAllowed(other)) && other.remove()),
+		removeHostState(run, before, keepWanted(plan.host)),
+		...others.map(async other => (await readIfAllowed(other, kernel)) && other.remove(kernel)),
 	]);
 }
 
@@ -199,36 +273,38 @@ export interface Removed {
  */
 export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}): Promise<Removed> {
 	return lockedIfOwn(deps.config, async () => {
+		const {pending, applied, bypassed} = placesIn(deps.config.stateDir);
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
-			const {plan, backend} = await prepareCapture(deps, planBlock);
-			await loadPlan(deps, backend, plan);
-			return {backends: [backend.name], isBlocking: true};
+			const prepared = await prepareCapture(deps, planBlock);
+			await loadPlan(deps, prepared);
+			return {backends: [prepared.backend.name], isBlocking: true};
 		}
-		const backends = await removeAll(deps.run);
-		// Whoever takes the rules away by hand has decided; a guardian must not bring earlier ones back.
-		for (const path of [placesIn(deps.config.stateDir).pending, placesIn(deps.config.stateDir).applied])
-			await rm(path, {force: true});
-		return {backends, isBlocking: false};
+		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not
+		// either when this process dies half way.
+		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
+		return {backends: await removeAll(deps.run, new Kernel(deps.run)), isBlocking: false};
 	});
 }
 
 /** Who may use one way may not even look at another: then that other has nothing that we could have put there. */
-async function readIfAllowed(backend: Backend): Promise<LiveRules | undefined> {
+async function readIfAllowed(backend: Backend, kernel: Kernel): Promise<LiveRules | undefined> {
 	try {
-		return await backend.read();
+		return await backend.read(kernel);
 	} catch (error) {
 		if (error instanceof AgentError && error.code === 'capture.permission') return undefined;
 		throw error;
 	}
 }
 
-async function removeAll(run: Run): Promise<readonly BackendName[]> {
-	const found = await Promise.all(
-		(await findBackends(run)).map(async backend => ((await readIfAllowed(backend)) ? [backend] : [])),
-	);
-	const present = found.flat();
-	for (const backend of present) await backend.remove();
-	await removeHostState(run, undefined);
+async function removeAll(run: Run, kernel: Kernel): Promise<readonly BackendName[]> {
+	const backends = findBackends(run);
+	const [hostState, ...live] = await Promise.all([
+		readHostState(kernel),
+		...backends.map(backend => readIfAllowed(backend, kernel)),
+	]);
+	const present = backends.filter((_, i) => live[i] !== undefined);
+	for (const backend of present) await backend.remove(kernel);
+	await removeHostState(run, hostState, keepWanted(undefined));
 	return present.map(({name}) => name);
 }
 
@@ -242,15 +318,12 @@ export interface Verified {
 
 /** Compares what is in the kernel with what ought to be. Changes nothing. */
 export async function verifyCapture(deps: CaptureDeps): Promise<Verified> {
-	const {plan, backend} = await prepareCapture(deps);
-	const live = await backend.read();
-	const problems = live ? problemsOf(plan, live) : [`no rules of ours are in ${backend.name}`];
+	const {plan, backend, live, problems, kernel} = await compareCapture(deps, new Kernel(deps.run), false);
 	const others: string[] = [];
-	for (const other of await findBackends(deps.run))
-		if (other.name !== backend.name && (await readIfAllowed(other)))
+	for (const other of findBackends(deps.run))
+		if (other.name !== backend.name && (await readIfAllowed(other, kernel)))
 			others.push(`rules of ours are also in ${other.name}`);
-	const missing = missingHostState(plan.host, await readHostState(deps.run));
-	return {backend: backend.name, plan, live, problems: [...problems, ...others, ...missing]};
+	return {backend: backend.name, plan, live, problems: [...problems, ...others]};
 }
 
 /** In words; empty when the live rules are those of the plan. */
@@ -273,21 +346,27 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
 	return [...problems, ...live.inFront.map(where => `in front of our rules: ${where}`)];
 }
 
-/** What is read back from here is loaded as rules by whoever has the right, so nobody else may have written it. */
+/**
+ * What is read back from here is loaded as rules by whoever has the right, so nobody else may have written it, nor be
+ * able to put another directory in its place.
+ */
 async function refuseForeign(stateDir: string): Promise<void> {
 	const own = process.geteuid!();
-	const found = await lstat(stateDir);
-	const fault = !found.isDirectory()
-		? 'it is no directory of its own'
-		: found.uid !== own
-			? `it belongs to uid ${found.uid}, not ${own}`
-			: found.mode & 0o022
-				? 'other users can write in it'
-				: undefined;
-	if (fault !== undefined)
+	const refuse = (fault: string) => {
 		throw new AgentError('capture.permission', `change capture: use ${stateDir}: ${fault}`, {
 			hint: `move ${stateDir} away, or set capture.state-dir to a place of this user's; nothing was changed`,
 		});
+	};
+	const found = lstatSync(stateDir);
+	if (!found.isDirectory()) refuse('it is no directory of its own');
+	if (found.uid !== own) refuse(`it belongs to uid ${found.uid}, not ${own}`);
+	if (found.mode & 0o022) refuse('other users can write in it');
+	for (let path = await realpath(stateDir); path !== '/'; ) {
+		path = dirname(path);
+		const {uid, mode} = lstatSync(path);
+		const isSticky = (mode & 0o1000) !== 0;
+		if ((uid !== 0 && uid !== own) || (mode & 0o022 && !isSticky)) refuse(`others can exchange it, by way of ${path}`);
+	}
 }
 
 /**
@@ -295,7 +374,7 @@ async function refuseForeign(stateDir: string): Promise<void> {
  * kernel takes each step whole.
  */
 async function lockedIfOwn<T>(config: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
-	const found = await lstat(config.stateDir).catch(() => undefined);
+	const found = lstatSync(config.stateDir, {throwIfNoEntry: false});
 	return found && found.uid !== process.geteuid!() ? change() : locked(config, change);
 }
 

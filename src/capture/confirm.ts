@@ -3,7 +3,7 @@ import {mkdir, open, readFile, rename, rm, stat} from 'node:fs/promises';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, systemCode} from '../errors.ts';
 import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
-import type {Clock} from '../lifecycle/index.ts';
+import type {Clock} from '../lifecycle/clock.ts';
 import type {Probe} from './probes.ts';
 import {findProgram, runProgram} from './programs.ts';
 import type {Plan} from './rules.ts';
@@ -48,6 +48,8 @@ export const placesIn = (stateDir: string) => ({
 	rollback: `${stateDir}/rollback.json`,
 	guardianLog: `${stateDir}/guardian.log`,
 	applied: `${stateDir}/applied.json`,
+	/** Rules are out only for as long as Envoy does not answer. */
+	bypassed: `${stateDir}/bypassed.json`,
 });
 
 export async function readJson<T>(path: string): Promise<T | undefined> {
@@ -59,8 +61,9 @@ export async function readJson<T>(path: string): Promise<T | undefined> {
 	}
 }
 
+/** Whole or not at all, but not kept over a power cut, which no rules outlive either. */
 export const writeJson = (path: string, value: unknown): Promise<void> =>
-	writeFileAtomic(path, `${JSON.stringify(value)}\n`, 0o600);
+	writeFileAtomic(path, `${JSON.stringify(value)}\n`, 0o600, undefined, false);
 
 export async function exists(path: string): Promise<boolean> {
 	try {
@@ -149,13 +152,10 @@ export async function armGuardian(
 	for (const path of [places.armed, places.loaded, places.passed, places.rollback, places.confirmed, places.undone])
 		await rm(path, {force: true});
 	await writeJson(places.pending, pending);
-	const guardian = [...command, 'capture', 'guardian', stateDir];
+	// The file is in the end only a file; what it goes back to is told past it.
+	const guardian = [...command, 'capture', 'guardian', stateDir, pending.previous?.digest ?? 'none'];
 	// Only root may ask systemd for a unit.
-	if (
-		process.geteuid!() === 0 &&
-		(await exists('/run/systemd/system')) &&
-		(await findProgram('systemd-run')) !== undefined
-	) {
+	if (process.geteuid!() === 0 && (await exists('/run/systemd/system')) && findProgram('systemd-run') !== undefined) {
 		const {code, stderr} = await runProgram('systemd-run', [
 			...['--quiet', '--collect', `--unit=onramp-capture-guardian-${pending.id}`, '--'],
 			...guardian,

@@ -17,6 +17,8 @@ export interface HostFacts {
 	readonly nameservers: readonly string[];
 	/** Where sshd listens, as far as can be seen; 22 at least. */
 	readonly sshPorts: readonly number[];
+	/** There may be more of these, which this user cannot see. */
+	readonly isSshHidden: boolean;
 	/** `off`: no IPv6 in this kernel, or switched off. `no-nat`: it works, but cannot be redirected. */
 	readonly ipv6: 'on' | 'off' | 'no-nat';
 	/** Whether rules can say how long the kernel remembers a connection (nft with CONFIG_NF_CT_TIMEOUT). */

@@ -2,6 +2,7 @@ import {rename, rm} from 'node:fs/promises';
 import {reasonOf, systemCode} from '../errors.ts';
 import type {CaptureDeps} from './capture.ts';
 import {exists, type Pending, placesIn, type Rollback, readJson, writeJson} from './confirm.ts';
+import {digestOf} from './plan.ts';
 import {type Probe, responsibleRule, runProbe} from './probes.ts';
 import type {Plan} from './rules.ts';
 
@@ -11,6 +12,8 @@ const pauseMs = 250;
 
 export interface GuardianDeps extends Pick<CaptureDeps, 'run' | 'clock'> {
 	readonly stateDir: string;
+	/** Digest of what to go back to, as whoever made the change has told it; `none`: no rules. */
+	readonly previousDigest: string;
 	/** Puts the earlier rules back, or takes ours away. */
 	undo(previous: Plan | undefined): Promise<void>;
 }
@@ -19,10 +22,11 @@ export interface GuardianDeps extends Pick<CaptureDeps, 'run' | 'clock'> {
  * Watches over a change until it is confirmed: what worked before it must go on working, and at the end of the time
  * somebody must have said that it is good. Otherwise the change is undone, with a report.
  */
-export async function guardChange({run, clock, stateDir, undo}: GuardianDeps): Promise<void> {
+export async function guardChange({run, clock, stateDir, previousDigest, undo}: GuardianDeps): Promise<void> {
 	const places = placesIn(stateDir);
 	const pending = await readJson<Pending>(places.pending);
 	if (!pending) return;
+	const previous = pending.previous && digestOf(pending.previous) === previousDigest ? pending.previous : undefined;
 	const deadlineMs = clock.monotonicMs() + pending.confirmMs;
 	await writeJson(places.armed, {pid: process.pid});
 	const failures = new Map<string, number>();
@@ -40,7 +44,7 @@ export async function guardChange({run, clock, stateDir, undo}: GuardianDeps): P
 	}
 	await undoChange(pending, `not confirmed within ${pending.confirmMs / 1000} s`, undefined);
 
-	async function undoChange({previous, plan}: Pending, reason: string, probe: Probe | undefined): Promise<void> {
+	async function undoChange({plan}: Pending, reason: string, probe: Probe | undefined): Promise<void> {
 		try {
 			await rename(places.pending, places.undone);
 		} catch (error) {

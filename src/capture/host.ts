@@ -3,12 +3,15 @@ import {networkInterfaces} from 'node:os';
 import type {CaptureConfig} from '../config/index.ts';
 import {reasonOf, systemCode} from '../errors.ts';
 import type {HostFacts, HostInterface} from './context.ts';
+import type {Kernel} from './kernel.ts';
 import {findProgram, type Run} from './programs.ts';
+import {findSshPorts} from './ssh.ts';
 
 /** Looks at this machine as far as the settings make it matter. Changes nothing. */
 export async function lookAtHost(
 	config: CaptureConfig,
 	run: Run,
+	kernel: Kernel,
 ): Promise<Omit<HostFacts, 'hasConntrackTimeouts' | 'ipv6'> & {readonly ipv6: 'on' | 'off'}> {
 	const userNames = [
 		...config.users,
@@ -20,13 +23,13 @@ export async function lookAtHost(
 		...(config.outboundGroups === '*' ? [] : config.outboundGroups),
 		...config.outboundExcludeGroups,
 	];
-	const [users, groups, interfaces, resolvConf, sshPorts, isIpv6, cgroups] = await Promise.all([
+	const [users, groups, interfaces, resolvConf, ssh, isIpv6, cgroups] = await Promise.all([
 		findUsers(userNames, run),
 		findGroups(groupNames, run),
-		findInterfaces(run),
+		findInterfaces(kernel),
 		readOptional('/etc/resolv.conf'),
-		findSshPorts(run),
-		hasIpv6(run),
+		findSshPorts(),
+		hasIpv6(kernel),
 		findCgroups([...config.units, ...config.excludeUnits], run),
 	]);
 	return {
@@ -34,7 +37,8 @@ export async function lookAtHost(
 		groups,
 		interfaces,
 		nameservers: parseNameservers(resolvConf),
-		sshPorts,
+		sshPorts: ssh.ports,
+		isSshHidden: ssh.isHidden,
 		ipv6: isIpv6 ? 'on' : 'off',
 		cgroups,
 	};
@@ -64,36 +68,29 @@ async function findEntry(database: 'passwd' | 'group', name: string, run: Run): 
 	const lines = (await readOptional(`/etc/${database}`)).split('\n').map(line => line.split(':'));
 	const entry = lines.find(fields => fields[0] === name || (/^\d+$/.test(name) && fields[2] === name));
 	if (entry) return entry;
-	if ((await findProgram('getent')) === undefined) return undefined;
+	if (findProgram('getent') === undefined) return undefined;
 	const {code, stdout} = await run('getent', [database, name]);
 	return code === 0 && stdout.trim() !== '' ? stdout.trim().split('\n')[0]!.split(':') : undefined;
 }
 
-interface Link {
-	readonly ifname?: string;
-	readonly linkinfo?: {readonly info_kind?: string};
-}
-
-async function findInterfaces(run: Run): Promise<readonly HostInterface[]> {
-	if ((await findProgram('ip')) === undefined)
+async function findInterfaces(kernel: Kernel): Promise<readonly HostInterface[]> {
+	const [four, six] = await Promise.all([kernel.ip('ip'), kernel.ip('ip6')]);
+	if (!four || !six)
 		return Object.keys(networkInterfaces()).map(name => ({name, isBridge: false, hasDefaultRoute: false}));
-	const [shown, ...routes] = await Promise.all([
-		run('ip', ['-d', '-j', 'link', 'show']),
-		run('ip', ['-4', '-j', 'route', 'show', 'default']),
-		run('ip', ['-6', '-j', 'route', 'show', 'default']),
-	]);
-	const links = parseJson<Link>(shown.stdout);
-	const outward = new Set(routes.flatMap(({stdout}) => parseJson<{dev?: string}>(stdout).map(({dev}) => dev)));
-	return links.flatMap(({ifname, linkinfo}) =>
-		ifname === undefined
-			? []
-			: [{name: ifname, isBridge: linkinfo?.info_kind === 'bridge', hasDefaultRoute: outward.has(ifname)}],
+	const outward = new Set(
+		[...four, ...six].flatMap(entry => (entry['dst'] === 'default' && !('table' in entry) ? [entry['dev']] : [])),
 	);
-}
-
-/** `ip -j` prints nothing, or a list with empty objects, where there is nothing to show. */
-function parseJson<T>(text: string): readonly T[] {
-	return text.trim() === '' ? [] : (JSON.parse(text) as readonly T[]);
+	return four.flatMap(({ifname, linkinfo}) =>
+		typeof ifname === 'string'
+			? [
+					{
+						name: ifname,
+						isBridge: (linkinfo as {info_kind?: string} | undefined)?.info_kind === 'bridge',
+						hasDefaultRoute: outward.has(ifname),
+					},
+				]
+			: [],
+	);
 }
 
 /** Addresses of `nameserver` lines, without zones, each once. */
@@ -102,29 +99,11 @@ export function parseNameservers(text: string): readonly string[] {
 	return [...new Set(found.filter(address => address !== undefined))];
 }
 
-/** Ports of `sshd_config` and of running sshd; 22 always, so that a daemon that is not there yet is not cut off. */
-async function findSshPorts(run: Run): Promise<readonly number[]> {
-	const ports = new Set([22]);
-	for (const line of (await readOptional('/etc/ssh/sshd_config')).split('\n')) {
-		const [, port] = /^\s*Port\s+(\d+)/i.exec(line) ?? [];
-		if (port !== undefined) ports.add(Number(port));
-	}
-	if ((await findProgram('ss')) !== undefined) {
-		const {stdout} = await run('ss', ['-H', '-l', '-t', '-n', '-p']);
-		for (const line of stdout.split('\n')) {
-			const [, port] = /:(\d+)\s+\S+\s+users:\(\("sshd"/.exec(line) ?? [];
-			if (port !== undefined) ports.add(Number(port));
-		}
-	}
-	return [...ports].filter(port => port > 0 && port < 65_536).toSorted((a, b) => a - b);
-}
-
 /** Without IPv6, or with it switched off, not even lo has an address. */
-async function hasIpv6(run: Run): Promise<boolean> {
-	if ((await findProgram('ip')) === undefined)
-		return Object.values(networkInterfaces()).some(list => list?.some(({family}) => family === 'IPv6'));
-	const devices = parseJson<{addr_info?: readonly unknown[]}>((await run('ip', ['-6', '-j', 'addr', 'show'])).stdout);
-	return devices.some(({addr_info: addresses = []}) => addresses.length > 0);
+async function hasIpv6(kernel: Kernel): Promise<boolean> {
+	const entries = await kernel.ip('ip6');
+	if (!entries) return Object.values(networkInterfaces()).some(list => list?.some(({family}) => family === 'IPv6'));
+	return entries.some(({addr_info: addresses}) => ((addresses as readonly unknown[] | undefined) ?? []).length > 0);
 }
 
 /** A path stands for itself; a unit is asked of systemd. */
@@ -135,7 +114,7 @@ async function findCgroups(units: readonly string[], run: Run): Promise<HostFact
 			found[unit] = unit;
 			continue;
 		}
-		if ((await findProgram('systemctl')) === undefined) continue;
+		if (findProgram('systemctl') === undefined) continue;
 		const {code, stdout} = await run('systemctl', ['show', '--property=ControlGroup', '--value', '--', unit]);
 		const path = stdout.trim().replace(/^\/+/, '');
 		if (code === 0 && path !== '') found[unit] = path;

@@ -1,4 +1,4 @@
-import {readFile} from 'node:fs/promises';
+import {readFileSync} from 'node:fs';
 import {systemCode} from '../errors.ts';
 
 /** Every chain of ours begins so, and none of anybody else's. */
@@ -102,9 +102,9 @@ export function parseSave(text: string): LiveTables {
  * Whether there can be rules of iptables-legacy at all. A table exists once somebody has looked at it, so this is asked
  * of the kernel's list, which costs no process and makes no table.
  */
-export async function hasLegacyTables(family: 'ip' | 'ip6'): Promise<boolean> {
+export function hasLegacyTables(family: 'ip' | 'ip6'): boolean {
 	try {
-		return (await readFile(`/proc/self/net/${family}_tables_names`, 'utf8')).trim() !== '';
+		return readFileSync(`/proc/self/net/${family}_tables_names`, 'utf8').trim() !== '';
 	} catch (error) {
 		// Without the file the kernel has none; where it may not be read, the tool says so itself.
 		return systemCode(error) !== 'ENOENT';

@@ -1,13 +1,11 @@
-import {createHash} from 'node:crypto';
+import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
-import type {Backend, BackendName, LiveRules} from './backend.ts';
-import {hasLegacyTables, type LiveTables, ownPrefix, parseSave} from './iptables-save.ts';
-import {failureOf, findProgram, mustRun, type Run} from './programs.ts';
+import type {Backend, LiveRules} from './backend.ts';
+import {type LiveTables, ownPrefix} from './iptables-save.ts';
+import {Kernel, type NftObject, programOf, type Xtables} from './kernel.ts';
+import {mustRun, type Run} from './programs.ts';
 import {aboutName, builtIns, nameOf, renderIptables, tables} from './render-iptables.ts';
 import {type Chain, chains, type Family, families, type Plan} from './rules.ts';
-
-const programOf = (name: BackendName, family: Family, action: 'save' | 'restore'): string =>
-	`${name.replace('iptables', family === 'ip' ? 'iptables' : 'ip6tables')}-${action}`;
 
 /** iptables-legacy waits so long for the lock that all its users share; iptables-nft has none. */
 const restoreArgs = ['--noflush', '-w', '30'];
@@ -15,30 +13,54 @@ const restoreArgs = ['--noflush', '-w', '30'];
 type Live = ReadonlyMap<Family, LiveTables>;
 
 /** iptables of either kind: chains of our own, and one jump to each from the kernel's. */
-export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Backend {
-	const save = async (family: Family): Promise<LiveTables> => {
-		if (name === 'iptables-legacy' && !(await hasLegacyTables(family))) return parseSave('');
-		const {code, stdout, stderr} = await run(programOf(name, family, 'save'), ['-c']);
-		if (code === 0) return parseSave(stdout);
-		// A kernel without IPv6 has no such tables.
-		if (family === 'ip6' && !/permission|permitted/i.test(stderr)) return parseSave('');
-		throw failureOf(programOf(name, family, 'save'), [], {code, stdout, stderr});
-	};
-	const saveAll = async (): Promise<Live> =>
-		new Map(await Promise.all(families.map(async family => [family, await save(family)] as const)));
+export function iptablesBackend(name: Xtables, run: Run): Backend {
+	const saveAll = async (kernel: Kernel): Promise<Live> =>
+		new Map(await Promise.all(families.map(async family => [family, await kernel.tables(name, family)] as const)));
 	const restore = (family: Family, text: string, ...more: readonly string[]) =>
 		text === ''
 			? Promise.resolve('')
 			: mustRun(run, programOf(name, family, 'restore'), [...restoreArgs, ...more], text);
-	const textsFor = (plan: Plan, live: Live) =>
-		Promise.all(
-			families.map(async family => {
-				const saved = live.get(family)!;
-				const made =
-					name === 'iptables-nft' ? await findMade(run, plan, family, saved) : new Map<string, readonly string[]>();
-				return [family, renderIptables(plan, family, saved, made)] as const;
-			}),
-		);
+	/** nft takes away what iptables-nft has made in one step, and nothing else does. */
+	const hooksOf = async (kernel: Kernel) => {
+		const rules = name === 'iptables-nft' ? await kernel.rules() : undefined;
+		return Array.isArray(rules) ? (rules as readonly NftObject[]) : undefined;
+	};
+	const textsFor = async (plan: Plan, kernel: Kernel) => {
+		const [live, objects] = await Promise.all([saveAll(kernel), hooksOf(kernel)]);
+		return families.map(family => {
+			const saved = live.get(family)!;
+			const made = objects ? findMade(objects, plan, family, saved) : new Map<string, readonly string[]>();
+			return [family, renderIptables(plan, family, saved, made, objects !== undefined)] as const;
+		});
+	};
+	/** @param isGone - tables of a family that are to hold nothing of ours */
+	const clear = async (kernel: Kernel, isGone: (family: Family, table: string) => boolean): Promise<void> => {
+		const [live, objects] = await Promise.all([saveAll(kernel), hooksOf(kernel)]);
+		if (!objects) {
+			await allSettled(families.map(family => restore(family, renderRemoval(live.get(family)!, isGone, family))));
+			return;
+		}
+		const script = families
+			.flatMap(family =>
+				tables
+					.toReversed()
+					.filter(table => isGone(family, table))
+					.flatMap(table => renderNftRemoval(objects, family, table, madeBefore(live.get(family)!, table))),
+			)
+			.join('');
+		if (script !== '') await mustRun(run, 'nft', ['-f', '-'], script);
+	};
+	/** Somebody else may put a rule where there was none in between; then nft refuses all of it. */
+	const clearFor = async (kernel: Kernel, isGone: (family: Family, table: string) => boolean): Promise<void> => {
+		for (let tries = 2; ; tries--) {
+			try {
+				return await clear(kernel, isGone);
+			} catch (error) {
+				if (tries === 0) throw error;
+				kernel = new Kernel(run);
+			}
+		}
+	};
 	return {
 		name,
 		abilities: async ipv6 => ({
@@ -49,20 +71,21 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 					? 'no-nat'
 					: ipv6,
 		}),
-		render: async plan => {
-			const live = await saveAll();
-			return (await textsFor(plan, live))
+		render: async (plan, kernel) =>
+			(await textsFor(plan, kernel))
 				.filter(([, text]) => text !== '')
 				.map(([family, text]) => `# ${programOf(name, family, 'restore')} --noflush\n${text}`)
-				.join('\n');
-		},
-		read: async () => {
-			const live = await saveAll();
+				.join('\n'),
+		read: async kernel => {
+			const live: Live = new Map(
+				await Promise.all(
+					families.map(async family => [family, await kernel.tablesWith(ownPrefix, name, family)] as const),
+				),
+			);
 			return hasOwn(live) ? describe(live) : undefined;
 		},
-		check: async plan => {
-			const live = await saveAll();
-			for (const [family, text] of await textsFor(plan, live)) {
+		check: async (plan, kernel) => {
+			const check = async ([family, text]: readonly [Family, string]) => {
 				try {
 					await restore(family, text, '--test');
 				} catch (cause) {
@@ -72,31 +95,31 @@ export function iptablesBackend(name: Exclude<BackendName, 'nft'>, run: Run): Ba
 						hint: 'nothing was changed; docs/capture.md lists what a kernel must have',
 					});
 				}
-			}
+			};
+			await Promise.all((await textsFor(plan, kernel)).map(check));
 		},
-		load: async plan => {
-			const before = await saveAll();
+		load: async (plan, kernel) => {
+			const before = await saveAll(kernel);
 			try {
 				// Both at once, so that the death of this process finds neither or both on their way.
-				await allSettled((await textsFor(plan, before)).map(([family, text]) => restore(family, text)));
+				await allSettled((await textsFor(plan, kernel)).map(([family, text]) => restore(family, text)));
 			} catch (error) {
-				await putBack(before, await saveAll(), restore);
+				await clearFor(new Kernel(run), () => true);
+				for (const family of families) await restore(family, renderAsBefore(before.get(family)!));
 				throw error;
 			}
-			if (name === 'iptables-nft')
-				await removeMade(run, before, (family, table) =>
-					plan.rules.some(rule => rule.family === family && rule.chain.startsWith(`${table}_`)),
-				);
-			const loaded = describe(await saveAll());
+			const isWanted = (family: Family, table: string) =>
+				plan.rules.some(rule => rule.family === family && rule.chain.startsWith(`${table}_`));
+			if (
+				families.some(family => tables.some(table => hasOwnIn(before.get(family)!, table) && !isWanted(family, table)))
+			)
+				await clearFor(new Kernel(run), (family, table) => !isWanted(family, table));
+			const loaded = describe(await saveAll(new Kernel(run)));
 			const family = families.find(each => plan.rules.some(rule => rule.family === each))!;
 			const table = plan.rules.find(rule => rule.family === family)!.chain.split('_')[0]!;
 			await restore(family, `*${table}\n-A ${aboutName} -m comment --comment "loaded=${loaded.fingerprint}"\nCOMMIT\n`);
 		},
-		remove: async () => {
-			const live = await saveAll();
-			await allSettled(families.map(family => restore(family, renderRemoval(live.get(family)!))));
-			if (name === 'iptables-nft') await removeMade(run, live, () => false);
-		},
+		remove: kernel => clearFor(kernel, () => true),
 	};
 }
 
@@ -105,31 +128,31 @@ async function allSettled(loads: readonly Promise<unknown>[]): Promise<void> {
 	if (failed?.status === 'rejected') throw failed.reason;
 }
 
+const hasOwnIn = (saved: LiveTables, table: string): boolean =>
+	saved.chainsOf(table).some(chain => chain.startsWith(ownPrefix));
+
 const hasOwn = (live: Live): boolean =>
-	[...live.values()].some(saved =>
-		saved.names.some(table => saved.chainsOf(table).some(chain => chain.startsWith(ownPrefix))),
-	);
+	[...live.values()].some(saved => saved.names.some(table => hasOwnIn(saved, table)));
 
 /**
  * The kernel's chains, and tables, that iptables-nft makes because of us, so that the last of us can take them away
  * again: those of an earlier load, as it has written down, and those that are not there yet.
  */
-async function findMade(
-	run: Run,
+function findMade(
+	objects: readonly NftObject[],
 	plan: Plan,
 	family: Family,
 	live: LiveTables,
-): Promise<ReadonlyMap<string, readonly string[]>> {
+): ReadonlyMap<string, readonly string[]> {
 	const made = new Map<string, readonly string[]>();
-	if ((await findProgram('nft')) === undefined) return made;
 	for (const table of tables) {
 		const needed = new Set(
 			plan.rules
 				.filter(rule => rule.family === family && rule.chain.startsWith(`${table}_`))
 				.flatMap(({chain}) => builtIns[chain] ?? []),
 		);
-		const present = await listHooks(run, family, table);
-		const missing = [...needed].filter(name => !present?.has(name));
+		const present = chainsIn(objects, family, table);
+		const missing = [...needed].filter(name => !present?.includes(name));
 		made.set(table, [...new Set([...madeBefore(live, table), ...(present ? [] : ['*']), ...missing])]);
 	}
 	return made;
@@ -138,15 +161,46 @@ async function findMade(
 const madeBefore = (live: LiveTables, table: string): readonly string[] =>
 	aboutOf(live, table).flatMap(text => / made=(\S+)$/.exec(text)?.[1]?.split(',') ?? []);
 
-/** The kernel's chains of a table with the number of their rules; undefined = there is no such table. */
-async function listHooks(run: Run, family: Family, table: string): Promise<ReadonlyMap<string, number> | undefined> {
-	const {code, stdout} = await run('nft', ['-j', 'list', 'table', family, table]);
-	if (code !== 0) return undefined;
-	const objects = (JSON.parse(stdout) as {nftables: readonly Record<string, Record<string, unknown>>[]}).nftables;
-	const rulesIn = (name: unknown) => objects.filter(({rule}) => rule?.['chain'] === name).length;
-	return new Map(
-		objects.flatMap(({chain}) => (chain ? [[String(chain['name']), rulesIn(chain['name'])] as const] : [])),
+/** undefined = there is no such table. */
+function chainsIn(objects: readonly NftObject[], family: Family, table: string): readonly string[] | undefined {
+	if (!objects.some(({table: each}) => each?.['family'] === family && each['name'] === table)) return undefined;
+	return objects.flatMap(({chain}) =>
+		chain?.['family'] === family && chain['table'] === table ? [String(chain['name'])] : [],
 	);
+}
+
+/**
+ * For nft, which takes away in one step what iptables-nft has made: our jumps and chains, and what a first load made
+ * and is then empty, without which the dump of the rules is what it was.
+ */
+function renderNftRemoval(
+	objects: readonly NftObject[],
+	family: Family,
+	table: string,
+	made: readonly string[],
+): readonly string[] {
+	const present = chainsIn(objects, family, table) ?? [];
+	const own = present.filter(name => name.startsWith(ownPrefix));
+	if (own.length === 0) return [];
+	const foreign = objects.flatMap(({rule}) =>
+		rule?.['family'] === family && rule['table'] === table && !own.includes(String(rule['chain'])) ? [rule] : [],
+	);
+	const jumps = foreign.filter(rule => {
+		const {jump, goto: further} = Object.assign({}, ...(rule['expr'] as readonly object[])) as Record<
+			'jump' | 'goto',
+			{readonly target?: string} | undefined
+		>;
+		return (jump ?? further)?.target?.startsWith(ownPrefix) === true;
+	});
+	const isEmpty = (name: string) => !foreign.some(rule => rule['chain'] === name && !jumps.includes(rule));
+	const unneeded = made.filter(name => present.includes(name) && isEmpty(name));
+	const isAllGone = made.includes('*') && present.length === own.length + unneeded.length;
+	return [
+		...jumps.map(rule => `delete rule ${family} ${table} ${String(rule['chain'])} handle ${String(rule['handle'])}\n`),
+		...own.map(name => `flush chain ${family} ${table} ${name}\n`),
+		...[...own, ...unneeded].map(name => `delete chain ${family} ${table} ${name}\n`),
+		...(isAllGone ? [`delete table ${family} ${table}\n`] : []),
+	];
 }
 
 const aboutOf = (live: LiveTables, table: string): readonly string[] =>
@@ -155,9 +209,10 @@ const aboutOf = (live: LiveTables, table: string): readonly string[] =>
 		.filter(line => line.startsWith(`-A ${aboutName} `))
 		.map(line => /--comment "?([^"]*)"?/.exec(line)?.[1]?.trim() ?? '');
 
-function renderRemoval(live: LiveTables): string {
+function renderRemoval(live: LiveTables, isGone: (family: Family, table: string) => boolean, family: Family): string {
 	return tables
 		.toReversed()
+		.filter(table => isGone(family, table))
 		.map(table => {
 			const own = live.chainsOf(table).filter(chain => chain.startsWith(ownPrefix));
 			if (own.length === 0) return '';
@@ -174,43 +229,18 @@ function renderRemoval(live: LiveTables): string {
 }
 
 /** After a load that failed half way: our chains as they were before it. */
-async function putBack(
-	before: Live,
-	now: Live,
-	restore: (family: Family, text: string) => Promise<unknown>,
-): Promise<void> {
-	for (const family of families) {
-		await restore(family, renderRemoval(now.get(family)!));
-		const old = before.get(family)!;
-		const text = tables
-			.map(table => {
-				const own = old.chainsOf(table).filter(chain => chain.startsWith(ownPrefix));
-				if (own.length === 0) return '';
-				const rules = old.rulesOf(table).filter(line => own.includes(line.split(' ')[1]!));
-				const jumps = old
-					.jumpsOf(table)
-					.map(({line, from, position}) => line.replace(`-A ${from} `, `-I ${from} ${position + 1} `));
-				return [`*${table}`, ...own.map(chain => `:${chain} - [0:0]`), ...rules, ...jumps, 'COMMIT', ''].join('\n');
-			})
-			.join('');
-		await restore(family, text);
-	}
-}
-
-/** What a first load made and is now empty: without it the dump of the rules is what it was. */
-async function removeMade(run: Run, before: Live, isKept: (family: Family, table: string) => boolean): Promise<void> {
-	if ((await findProgram('nft')) === undefined) return;
-	for (const [family, saved] of before)
-		for (const table of tables) {
-			const made = madeBefore(saved, table);
-			if (made.length === 0 || isKept(family, table)) continue;
-			const chains = await listHooks(run, family, table);
-			if (!chains) continue;
-			const empty = made.filter(name => chains.get(name) === 0);
-			for (const name of empty) await run('nft', ['delete', 'chain', family, table, name]);
-			if (made.includes('*') && chains.size === empty.length) await run('nft', ['delete', 'table', family, table]);
-		}
-}
+const renderAsBefore = (old: LiveTables): string =>
+	tables
+		.map(table => {
+			const own = old.chainsOf(table).filter(chain => chain.startsWith(ownPrefix));
+			if (own.length === 0) return '';
+			const rules = old.rulesOf(table).filter(line => own.includes(line.split(' ')[1]!));
+			const jumps = old
+				.jumpsOf(table)
+				.map(({line, from, position}) => line.replace(`-A ${from} `, `-I ${from} ${position + 1} `));
+			return [`*${table}`, ...own.map(chain => `:${chain} - [0:0]`), ...rules, ...jumps, 'COMMIT', ''].join('\n');
+		})
+		.join('');
 
 function describe(live: Live): LiveRules {
 	const counts: Record<string, number> = {};
@@ -253,7 +283,7 @@ function describe(live: Live): LiveRules {
 		planDigest: others.length === 0 ? planDigest : undefined,
 		kind: kind as LiveRules['kind'],
 		counts: Object.fromEntries(Object.entries(counts).toSorted(([a], [b]) => (a < b ? -1 : 1))),
-		fingerprint: createHash('sha256').update(JSON.stringify(kept)).digest('hex').slice(0, 32),
+		fingerprint: hash('sha256', JSON.stringify(kept)).slice(0, 32),
 		loadedFingerprint,
 		// Those are told as a jump that is not where it belongs, which a new load mends.
 		inFront: [],

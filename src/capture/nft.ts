@@ -1,30 +1,25 @@
-import {createHash} from 'node:crypto';
+import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
+import {Kernel, type NftObject} from './kernel.ts';
 import {failureOf, mustRun, type Run} from './programs.ts';
-import {aboutChain, renderAbout, renderNft, renderRemoval, tableName} from './render-nft.ts';
+import {aboutChain, renderNft, renderRemoval, tableName} from './render-nft.ts';
 import {type Family, families, type Plan} from './rules.ts';
 
 /** Native nftables: one table per family, replaced as a whole in one transaction. */
 export function nftBackend(run: Run): Backend {
-	const list = async (family: Family): Promise<readonly NftObject[] | undefined> => {
-		const {code, stdout, stderr} = await run('nft', ['-j', 'list', 'table', family, tableName]);
-		if (code === 0) return (JSON.parse(stdout) as {nftables: readonly NftObject[]}).nftables;
-		if (/no such file|does not exist|not supported/i.test(stderr)) return undefined;
-		throw failureOf('nft', ['list', 'table', family, tableName], {code, stdout, stderr});
-	};
 	/** Asks the kernel without changing anything. */
 	const takes = async (script: string): Promise<boolean> => (await run('nft', ['-c', '-f', '-'], script)).code === 0;
-	const readAll = async () => {
-		const lists = await Promise.all(families.map(async family => [family, await list(family)] as const));
-		return new Map(lists.flatMap(([family, objects]) => (objects ? [[family, objects] as const] : [])));
-	};
-	const render = async (plan: Plan) => {
+	const render = async (plan: Plan, kernel: Kernel) => {
 		if (families.every(family => plan.rules.some(rule => rule.family === family))) return renderNft(plan);
 		// A kernel without IPv6 refuses even to be asked to forget a table.
-		const live = await readAll();
+		const live = ownTables(await rulesOf(kernel));
 		const absent = families.filter(family => !live.has(family) && !plan.rules.some(rule => rule.family === family));
 		return absent.reduce((text, family) => text.replace(renderRemoval(family), ''), renderNft(plan));
+	};
+	const hand = async (args: readonly string[], text: string) => {
+		const {code, stdout, stderr} = await run('nft', args, text);
+		if (code !== 0) throw refused(failureOf('nft', args, {code, stdout, stderr}));
 	};
 	return {
 		name: 'nft',
@@ -38,18 +33,16 @@ export function nftBackend(run: Run): Backend {
 			return {hasConntrackTimeouts, ipv6: ipv6 === 'on' && !hasNat ? 'no-nat' : ipv6};
 		},
 		render,
-		read: async () => {
-			const [tables, inFront] = await Promise.all([readAll(), findInFront(run)]);
-			return tables.size === 0 ? undefined : describe(tables, inFront);
+		read: async kernel => {
+			const objects = await rulesOf(kernel);
+			const tables = ownTables(objects);
+			return tables.size === 0 ? undefined : describe(tables, findInFront(objects));
 		},
-		check: async plan => {
-			const {code, stdout, stderr} = await run('nft', ['-c', '-f', '-'], await render(plan));
-			if (code !== 0) throw refused(failureOf('nft', ['-c', '-f', '-'], {code, stdout, stderr}));
-		},
-		load: async plan => {
-			await mustRun(run, 'nft', ['-f', '-'], await render(plan));
+		check: async (plan, kernel) => hand(['-c', '-f', '-'], await render(plan, kernel)),
+		load: async (plan, kernel) => {
+			await hand(['-f', '-'], await render(plan, kernel));
 			// The kernel shows rules in its own words, so what it shows now is what a later look is compared with.
-			const tables = await readAll();
+			const tables = ownTables(await rulesOf(new Kernel(run)));
 			const expected = countPlanned(plan);
 			const loaded = describe(tables, []);
 			if (JSON.stringify(expected) !== JSON.stringify(loaded.counts)) return;
@@ -61,11 +54,31 @@ export function nftBackend(run: Run): Backend {
 				`add rule ${family} ${tableName} ${aboutChain} counter comment "loaded=${loaded.fingerprint}"\n`,
 			);
 		},
-		remove: async () => {
-			const live = await readAll();
+		remove: async kernel => {
+			const live = ownTables(await rulesOf(kernel));
 			if (live.size > 0) await mustRun(run, 'nft', ['-f', '-'], [...live.keys()].map(renderRemoval).join(''));
 		},
 	};
+}
+
+async function rulesOf(kernel: Kernel): Promise<readonly NftObject[]> {
+	const rules = await kernel.rules();
+	if (rules instanceof AgentError) throw rules;
+	return rules ?? [];
+}
+
+function ownTables(objects: readonly NftObject[]): ReadonlyMap<Family, readonly NftObject[]> {
+	const isOf = (family: Family) => (object: NftObject) =>
+		Object.values(object).some(
+			each =>
+				each['family'] === family && (each['table'] === tableName || (object['table'] && each['name'] === tableName)),
+		);
+	return new Map(
+		families.flatMap(family => {
+			const own = objects.filter(isOf(family));
+			return own.length > 0 ? [[family, own] as const] : [];
+		}),
+	);
 }
 
 function refused(failure: AgentError): AgentError {
@@ -75,8 +88,6 @@ function refused(failure: AgentError): AgentError {
 		hint: 'nothing was changed; try --capture-backend iptables-nft or iptables-legacy, or a newer kernel',
 	});
 }
-
-type NftObject = Readonly<Record<string, Record<string, unknown>>>;
 
 /** Sorted, so that two counts can be compared as text. */
 export function countPlanned(plan: Plan): Readonly<Record<string, number>> {
@@ -124,7 +135,7 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 		planDigest: others.length === 0 ? planDigest : undefined,
 		kind: kind as LiveRules['kind'],
 		counts: sortKeys(counts),
-		fingerprint: createHash('sha256').update(JSON.stringify(kept)).digest('hex').slice(0, 32),
+		fingerprint: hash('sha256', JSON.stringify(kept)).slice(0, 32),
 		loadedFingerprint,
 		inFront,
 		missing: [],
@@ -143,16 +154,11 @@ function withoutCounters(value: unknown): unknown {
 	);
 }
 
-export const aboutOf = renderAbout;
-
 /** Priority of our nat_output: what redirects before it takes connections from us. */
 const ownOutputPriority = -105;
 
 /** Chains of others that rewrite or untrack outgoing packets before our rules see them. */
-async function findInFront(run: Run): Promise<readonly string[]> {
-	const {code, stdout} = await run('nft', ['-j', 'list', 'ruleset']);
-	if (code !== 0) return [];
-	const objects = (JSON.parse(stdout) as {nftables: readonly NftObject[]}).nftables;
+function findInFront(objects: readonly NftObject[]): readonly string[] {
 	const found: string[] = [];
 	for (const {rule} of objects) {
 		if (!rule || rule['table'] === tableName) continue;

@@ -1,12 +1,13 @@
 import {AgentError} from '../errors.ts';
-import {hasLegacyTables, parseSave} from './iptables-save.ts';
+import {type Kernel, programOf, type Xtables} from './kernel.ts';
 import {findProgram, mustRun, type Run} from './programs.ts';
+import {type Family, families} from './rules.ts';
 
 /** What Istio's own tool names its chains and tables. Two sets of rules would lead each connection twice. */
 const peerPrefix = 'ISTIO_';
 const peerTable = /^istio-proxy-/;
 
-const programs = ['iptables-nft', 'ip6tables-nft', 'iptables-legacy', 'ip6tables-legacy'] as const;
+const ways: readonly Xtables[] = ['iptables-nft', 'iptables-legacy'];
 
 interface Peer {
 	readonly place: string;
@@ -14,9 +15,9 @@ interface Peer {
 }
 
 /** @throws AgentError `capture.foreign_rules` when rules of Istio's tool are there and are not to be taken over */
-export async function refusePeers(run: Run, isTakeOver: boolean): Promise<void> {
+export async function refusePeers(run: Run, kernel: Kernel, isTakeOver: boolean): Promise<void> {
 	if (isTakeOver) return;
-	const peers = await findPeers(run);
+	const peers = await findPeers(run, kernel);
 	if (peers.length === 0) return;
 	throw new AgentError(
 		'capture.foreign_rules',
@@ -27,21 +28,26 @@ export async function refusePeers(run: Run, isTakeOver: boolean): Promise<void> 
 	);
 }
 
-export async function removePeers(run: Run): Promise<void> {
-	for (const peer of await findPeers(run)) await peer.remove();
+export async function removePeers(run: Run, kernel: Kernel): Promise<void> {
+	for (const peer of await findPeers(run, kernel)) await peer.remove();
 }
 
-async function findPeers(run: Run): Promise<readonly Peer[]> {
-	return (await Promise.all([...programs.map(program => findChains(run, program)), findTables(run)])).flat();
+async function findPeers(run: Run, kernel: Kernel): Promise<readonly Peer[]> {
+	const chains = ways.flatMap(way => families.map(family => findChains(run, kernel, way, family)));
+	return (await Promise.all([...chains, findTables(run, kernel)])).flat();
 }
 
-async function findChains(run: Run, program: (typeof programs)[number]): Promise<readonly Peer[]> {
-	if (program.endsWith('legacy') && !(await hasLegacyTables(program.startsWith('ip6') ? 'ip6' : 'ip'))) return [];
-	if ((await findProgram(`${program}-save`)) === undefined || (await findProgram(`${program}-restore`)) === undefined)
-		return [];
-	const {code, stdout} = await run(`${program}-save`, []);
-	if (code !== 0) return [];
-	const saved = parseSave(stdout);
+/** Where these tables may not be seen, they are somebody else's to change. */
+const unseen = (error: unknown): undefined => {
+	if (error instanceof AgentError) return undefined;
+	throw error;
+};
+
+async function findChains(run: Run, kernel: Kernel, way: Xtables, family: Family): Promise<readonly Peer[]> {
+	const program = programOf(way, family, 'restore');
+	if (findProgram(program) === undefined) return [];
+	const saved = await kernel.tablesWith(peerPrefix, way, family).catch(unseen);
+	if (!saved) return [];
 	return saved.names.flatMap(table => {
 		const chains = saved.chainsOf(table).filter(name => name.startsWith(peerPrefix));
 		if (chains.length === 0) return [];
@@ -53,22 +59,20 @@ async function findChains(run: Run, program: (typeof programs)[number]): Promise
 			'COMMIT',
 			'',
 		].join('\n');
-		const remove = () => mustRun(run, `${program}-restore`, ['--noflush', '-w', '30'], text);
-		return [{place: `${program}, table ${table}`, remove}];
+		const remove = () => mustRun(run, program, ['--noflush', '-w', '30'], text);
+		return [{place: `${program.replace('-restore', '')}, table ${table}`, remove}];
 	});
 }
 
-async function findTables(run: Run): Promise<readonly Peer[]> {
-	if ((await findProgram('nft')) === undefined) return [];
-	const {code, stdout} = await run('nft', ['-j', 'list', 'tables']);
-	if (code !== 0) return [];
-	const objects = (JSON.parse(stdout) as {nftables: readonly {table?: {family: string; name: string}}[]}).nftables;
+async function findTables(run: Run, kernel: Kernel): Promise<readonly Peer[]> {
+	const objects = await kernel.rules();
+	if (!objects || objects instanceof AgentError) return [];
 	return objects.flatMap(({table}) =>
-		table && peerTable.test(table.name)
+		table && peerTable.test(String(table['name']))
 			? [
 					{
-						place: `nft, table ${table.family} ${table.name}`,
-						remove: () => mustRun(run, 'nft', ['delete', 'table', table.family, table.name]),
+						place: `nft, table ${String(table['family'])} ${String(table['name'])}`,
+						remove: () => mustRun(run, 'nft', ['delete', 'table', String(table['family']), String(table['name'])]),
 					},
 				]
 			: [],

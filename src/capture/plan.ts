@@ -1,4 +1,4 @@
-import {createHash} from 'node:crypto';
+import {hash} from 'node:crypto';
 import type {CaptureConfig} from '../config/index.ts';
 import {type HostFacts, type PlanContext, readContext} from './context.ts';
 import {addInboundBlock, addInboundGuard, addInboundRedirect, addInboundTproxy, capturesInbound} from './inbound.ts';
@@ -99,12 +99,19 @@ function notesOn(config: CaptureConfig, host: HostFacts, context: PlanContext): 
 		if (config.inboundExcludePorts.length > 0)
 			notes.push('capture.inbound-exclude-ports has no effect beside a list of ports to capture, as in Istio');
 	}
+	if (host.isSshHidden && inboundPorts === '*')
+		notes.push(
+			'this user cannot see where sshd listens: ports other than 22 belong in capture.inbound-exclude-ports, or they are captured',
+		);
 	if (config.dns === 'servers' && host.nameservers.length === 0)
 		notes.push('resolv.conf names no server, so no question is captured');
 	return notes;
 }
 
 function finish(kind: Plan['kind'], rules: readonly Rule[], host: HostState, notes: readonly string[]): Plan {
-	const identity = JSON.stringify({formatVersion, kind, rules, host});
-	return {kind, rules, host, notes, digest: createHash('sha256').update(identity).digest('hex').slice(0, 16)};
+	return {kind, rules, host, notes, digest: digestOf({kind, rules, host})};
 }
+
+/** Of what a plan puts into the kernel. A plan that was read from a file is whole if this is what the kernel has. */
+export const digestOf = ({kind, rules, host}: Pick<Plan, 'kind' | 'rules' | 'host'>): string =>
+	hash('sha256', JSON.stringify({formatVersion, kind, rules, host})).slice(0, 16);

@@ -1,8 +1,6 @@
 import {spawn} from 'node:child_process';
-import {constants} from 'node:fs';
-import {access, type FileHandle, mkdtemp, open, rm, writeFile} from 'node:fs/promises';
+import {accessSync, closeSync, constants, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from 'node:fs';
 import {tmpdir} from 'node:os';
-import {join} from 'node:path';
 import {AgentError} from '../errors.ts';
 
 export interface Outcome {
@@ -20,20 +18,19 @@ const directories = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/local/sbin'
 /** A rule set takes milliseconds; iptables-legacy may wait this long for its lock. */
 const timeoutMs = 30_000;
 
-const found = new Map<string, Promise<string | undefined>>();
+const found = new Map<string, string | undefined>();
 
 /** Path of a tool, or undefined when this machine does not have it. */
-export function findProgram(name: string): Promise<string | undefined> {
-	const known = found.get(name) ?? lookFor(name);
-	found.set(name, known);
-	return known;
+export function findProgram(name: string): string | undefined {
+	if (!found.has(name)) found.set(name, lookFor(name));
+	return found.get(name);
 }
 
-async function lookFor(name: string): Promise<string | undefined> {
+function lookFor(name: string): string | undefined {
 	for (const directory of directories) {
 		const path = `${directory}/${name}`;
 		try {
-			await access(path, constants.X_OK);
+			accessSync(path, constants.X_OK);
 			return path;
 		} catch {
 			// Not there, or not for us: the next directory may have it.
@@ -44,15 +41,15 @@ async function lookFor(name: string): Promise<string | undefined> {
 
 /** @throws AgentError `capture.tool_missing` when this machine does not have the program */
 export const runProgram: Run = async (program, args, input = '') => {
-	const path = await findProgram(program);
+	const path = findProgram(program);
 	if (path === undefined)
 		throw new AgentError('capture.tool_missing', `run ${program}: this machine does not have it`, {
 			hint: `install the package that brings it (${packageOf(program)})`,
 		});
-	const stdin = await spool(input);
+	const stdin = spool(input);
 	return new Promise<Outcome>((resolve, reject) => {
 		const child = spawn(path, [...args], {
-			stdio: [stdin?.fd ?? 'ignore', 'pipe', 'pipe'],
+			stdio: [stdin ?? 'ignore', 'pipe', 'pipe'],
 			env: {PATH: directories.join(':'), LC_ALL: 'C', ...lockFile()},
 			timeout: timeoutMs,
 			killSignal: 'SIGKILL',
@@ -65,22 +62,27 @@ export const runProgram: Run = async (program, args, input = '') => {
 		child.on('close', code =>
 			resolve({code: code ?? -1, stdout: Buffer.concat(out).toString(), stderr: Buffer.concat(err).toString()}),
 		);
-	}).finally(() => stdin?.close());
+	}).finally(() => {
+		if (stdin !== undefined) closeSync(stdin);
+	});
 };
 
 /**
  * The input as a file without a name. Through a pipe, our death could hand a program the first half, and half a
  * script may be a valid one that only deletes.
  */
-async function spool(input: string): Promise<FileHandle | undefined> {
+function spool(input: string): number | undefined {
 	if (input === '') return undefined;
-	const directory = await mkdtemp(join(tmpdir(), 'onramp-'));
+	const directory = mkdtempSync(`${tmpdir()}/onramp-`);
+	const path = `${directory}/input`;
 	try {
-		const path = join(directory, 'input');
-		await writeFile(path, input, {mode: 0o600});
-		return await open(path, 'r');
+		const out = openSync(path, 'wx', 0o600);
+		writeSync(out, input);
+		closeSync(out);
+		return openSync(path, 'r');
 	} finally {
-		await rm(directory, {recursive: true, force: true});
+		unlinkSync(path);
+		rmdirSync(directory);
 	}
 }
 

@@ -29,15 +29,18 @@ export const builtIns: Partial<Record<Chain, string>> = {
 /**
  * Text for iptables-restore --noflush that makes the family's rules those of the plan, whatever is there now.
  * @param made - by table, the kernel's chains that exist only because of us; `*` for the table itself
+ * @param keepsUnwanted - tables in which nothing is wanted any more are taken care of afterwards
  */
 export function renderIptables(
 	plan: Plan,
 	family: Family,
 	live: LiveTables,
 	made: ReadonlyMap<string, readonly string[]>,
+	keepsUnwanted: boolean,
 ): string {
 	const rules = plan.rules.filter(rule => rule.family === family);
 	return tables
+		.filter(table => !keepsUnwanted || rules.some(({chain}) => tableOf(chain) === table))
 		.map(table =>
 			renderTable(
 				table,

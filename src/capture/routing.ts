@@ -1,8 +1,7 @@
+import {type Kernel, routeProtocol} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
 import {type Family, families, type HostState} from './rules.ts';
 
-/** Marks our rule and route among others, shown by `ip rule` and `ip route`; free in /etc/iproute2/rt_protos. */
-const routeProtocol = 111;
 /** Marks our address: shown by `ip addr`, and harmless, as lo has no other way to it. */
 const addressMetric = 60_015;
 const passThroughAddress = '::6/128';
@@ -23,51 +22,32 @@ export interface LiveHostState {
 }
 
 /** What is ours of routing and addresses, by our marks, whatever today's settings are. */
-export async function readHostState(run: Run): Promise<LiveHostState> {
-	const perFamily = await Promise.all(
-		families.map(async family => {
-			const [shownRules, shownRoutes] = await Promise.all([
-				list(run, [flag[family], '-j', 'rule', 'show']),
-				list(run, [flag[family], '-j', 'route', 'show', 'table', 'all', 'proto', String(routeProtocol)]),
-			]);
-			return {
-				rules: shownRules
-					.filter(rule => String(rule['protocol']) === String(routeProtocol))
-					.map(rule => ({
-						family,
-						mark: Number(rule['fwmark']),
-						table: Number(rule['table']),
-						priority: Number(rule['priority']),
-					})),
-				routes: shownRoutes.map(route => ({family, table: Number(route['table'])})),
-			};
-		}),
-	);
-	const rules = perFamily.flatMap(each => each.rules);
-	const routes = perFamily.flatMap(each => each.routes);
-	const addresses = (await list(run, ['-6', '-j', 'addr', 'show', 'dev', 'lo'])).flatMap(
-		device => (device['addr_info'] as readonly Record<string, unknown>[] | undefined) ?? [],
-	);
-	const address = addresses.find(each => each['local'] === '::6');
+export async function readHostState(kernel: Kernel): Promise<LiveHostState> {
+	const rules: {family: Family; mark: number; table: number; priority: number}[] = [];
+	const routes: {family: Family; table: number}[] = [];
+	let address: Readonly<Record<string, unknown>> | undefined;
+	for (const family of families)
+		for (const entry of (await kernel.ip(family)) ?? []) {
+			if ('priority' in entry && String(entry['protocol']) === String(routeProtocol))
+				rules.push({
+					family,
+					mark: Number(entry['fwmark']),
+					table: Number(entry['table']),
+					priority: Number(entry['priority']),
+				});
+			// Routes of other tables are shown only if they are ours.
+			else if ('dst' in entry && 'table' in entry) routes.push({family, table: Number(entry['table'])});
+			else if (entry['ifname'] === 'lo')
+				address ??= (entry['addr_info'] as readonly Readonly<Record<string, unknown>>[] | undefined)?.find(
+					each => each['local'] === '::6',
+				);
+		}
 	const isOurs = address !== undefined && Number(address['metric']) === addressMetric;
-	return {
-		rules,
-		routes,
-		hasPassThroughAddress: isOurs,
-		hasForeignAddress: address !== undefined && !isOurs,
-	};
-}
-
-/** Some questions fail on a kernel without that family; then it has nothing of ours. */
-async function list(run: Run, args: readonly string[]): Promise<readonly Record<string, unknown>[]> {
-	const {code, stdout} = await run('ip', args);
-	if (code !== 0 || stdout.trim() === '') return [];
-	return (JSON.parse(stdout) as readonly Record<string, unknown>[]).filter(entry => Object.keys(entry).length > 0);
+	return {rules, routes, hasPassThroughAddress: isOurs, hasForeignAddress: address !== undefined && !isOurs};
 }
 
 /** Adds what is missing. Before the rules: without it they would lead packets nowhere. */
-export async function addHostState(run: Run, wanted: HostState): Promise<void> {
-	const live = await readHostState(run);
+export async function addHostState(run: Run, live: LiveHostState, wanted: HostState): Promise<void> {
 	if (wanted.hasPassThroughAddress && !live.hasPassThroughAddress && !live.hasForeignAddress)
 		await mustRun(run, 'ip', ['-6', 'addr', 'add', passThroughAddress, 'dev', 'lo', 'metric', String(addressMetric)]);
 	const {policyRouting} = wanted;
@@ -87,27 +67,46 @@ export async function addHostState(run: Run, wanted: HostState): Promise<void> {
 	}
 }
 
+/** Which of what is ours stays. */
+export interface Kept {
+	rule(family: Family, table: number, mark: number): boolean;
+	route(family: Family, table: number): boolean;
+	readonly hasPassThroughAddress: boolean;
+}
+
+export function keepWanted(wanted: HostState | undefined): Kept {
+	const routing = wanted?.policyRouting;
+	const route = (family: Family, table: number) =>
+		wanted?.families.includes(family) === true && routing?.table === table;
+	return {
+		route,
+		rule: (family, table, mark) => route(family, table) && routing?.mark === mark,
+		hasPassThroughAddress: wanted?.hasPassThroughAddress === true,
+	};
+}
+
+export const keepLive = ({rules, routes, hasPassThroughAddress}: LiveHostState): Kept => ({
+	rule: (family, table, mark) =>
+		rules.some(each => each.family === family && each.table === table && each.mark === mark),
+	route: (family, table) => routes.some(each => each.family === family && each.table === table),
+	hasPassThroughAddress,
+});
+
 /** Takes away what is ours and no longer wanted. After the rules: nothing leads there any more. */
-export async function removeHostState(run: Run, wanted: HostState | undefined): Promise<void> {
-	const live = await readHostState(run);
-	const isWanted = (family: Family, table: number, mark?: number): boolean =>
-		wanted?.policyRouting !== undefined &&
-		wanted.families.includes(family) &&
-		wanted.policyRouting.table === table &&
-		(mark === undefined || wanted.policyRouting.mark === mark);
+export async function removeHostState(run: Run, live: LiveHostState, kept: Kept): Promise<void> {
 	for (const {family, priority, mark, table} of live.rules)
-		if (!isWanted(family, table, mark))
+		if (!kept.rule(family, table, mark))
 			await mustRun(run, 'ip', [
 				...[flag[family], 'rule', 'del', 'pref', String(priority), 'fwmark', String(mark)],
 				...['lookup', String(table), 'protocol', String(routeProtocol)],
 			]);
 	for (const {family, table} of live.routes)
-		if (!isWanted(family, table))
+		if (!kept.route(family, table))
 			await mustRun(run, 'ip', [
 				...[flag[family], 'route', 'del', 'local', family === 'ip' ? '0.0.0.0/0' : '::/0', 'dev', 'lo'],
 				...['table', String(table), 'proto', String(routeProtocol)],
 			]);
-	if (live.hasPassThroughAddress && !wanted?.hasPassThroughAddress)
+	if (live.hasPassThroughAddress && !kept.hasPassThroughAddress)
 		await mustRun(run, 'ip', ['-6', 'addr', 'del', passThroughAddress, 'dev', 'lo']);
 }
 

@@ -3,6 +3,7 @@ import type {Backend, BackendName} from './backend.ts';
 import type {HostFacts} from './context.ts';
 import type {lookAtHost} from './host.ts';
 import {iptablesBackend} from './iptables.ts';
+import type {Kernel} from './kernel.ts';
 import {nftBackend} from './nft.ts';
 import {findProgram, type Run} from './programs.ts';
 import type {Plan} from './rules.ts';
@@ -26,12 +27,26 @@ const isOfBackend: ReadonlySet<string> = new Set([
 ]);
 
 /** Every way this machine has the tools for, in order of preference. */
-export async function findBackends(run: Run): Promise<readonly Backend[]> {
-	const found: Backend[] = [];
-	for (const name of names)
-		if ((await Promise.all(tools[name].map(findProgram))).every(path => path !== undefined))
-			found.push(make(name, run));
-	return found;
+export const findBackends = (run: Run): readonly Backend[] =>
+	names.filter(name => tools[name].every(tool => findProgram(tool) !== undefined)).map(name => make(name, run));
+
+type Host = Awaited<ReturnType<typeof lookAtHost>>;
+
+/**
+ * The first way with the plan that nearly every kernel takes, without asking this one: nft changes all or nothing, so
+ * loading is as good as asking, and an answer would cost as much again. undefined: only asking tells.
+ */
+export function guessBackend(
+	wanted: BackendName | 'auto',
+	host: Host,
+	make: (host: HostFacts) => Plan,
+	run: Run,
+): Selected | undefined {
+	const backend =
+		wanted === 'auto' || wanted === 'nft' ? findBackends(run).find(({name}) => name === 'nft') : undefined;
+	if (!backend) return undefined;
+	const facts = {...host, hasConntrackTimeouts: true};
+	return {backend, plan: make(facts), host: facts};
 }
 
 export interface Selected {
@@ -47,11 +62,12 @@ export interface Selected {
  */
 export async function selectBackend(
 	wanted: BackendName | 'auto',
-	host: Awaited<ReturnType<typeof lookAtHost>>,
+	host: Host,
 	make: (host: HostFacts) => Plan,
 	run: Run,
+	kernel: Kernel,
 ): Promise<Selected> {
-	const found = await findBackends(run);
+	const found = findBackends(run);
 	const candidates = wanted === 'auto' ? found : found.filter(({name}) => name === wanted);
 	if (candidates.length === 0)
 		throw new AgentError(
@@ -66,7 +82,7 @@ export async function selectBackend(
 		try {
 			const facts = {...host, ...(await backend.abilities(host.ipv6))};
 			const plan = make(facts);
-			await backend.check(plan);
+			await backend.check(plan, kernel);
 			return {backend, plan, host: facts};
 		} catch (error) {
 			if (!(error instanceof AgentError) || !isOfBackend.has(error.code)) throw error;

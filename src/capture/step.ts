@@ -112,14 +112,14 @@ async function describe(
 	notes: readonly string[],
 	repaired: readonly string[],
 ): Promise<RulesIn> {
-	const commands = await lookAt(backend, plan);
+	const commands = lookAt(backend, plan);
 	const files = ['/etc/resolv.conf'];
 	const look = {commands, files, fingerprint: await fingerprintOf({commands, files})};
 	return {backend, count: plan.rules.length, plan: plan.digest, notes, look, repaired};
 }
 
 /** A few milliseconds' worth, without what changes by itself (elements of sets, counters). */
-async function lookAt(backend: BackendName, plan: Plan): Promise<Look['commands']> {
+function lookAt(backend: BackendName, plan: Plan): Look['commands'] {
 	const families = [...new Set(plan.rules.map(({family}) => family))];
 	const wanted: (readonly [string, ...string[]])[] =
 		backend === 'nft'
@@ -127,7 +127,5 @@ async function lookAt(backend: BackendName, plan: Plan): Promise<Look['commands'
 			: families.map(family => [`${family === 'ip6' ? 'ip6' : 'ip'}${backend.slice(2)}-save`]);
 	if (plan.host.hasPassThroughAddress) wanted.push(['ip', '-6', '-o', 'addr', 'show', 'dev', 'lo']);
 	if (plan.host.policyRouting) wanted.push(['ip', 'rule'], ['ip', '-6', 'rule']);
-	return Promise.all(
-		wanted.map(async ([name, ...args]) => [(await findProgram(name)) ?? name, ...args] as [string, ...string[]]),
-	);
+	return wanted.map(([name, ...args]) => [findProgram(name) ?? name, ...args] as const);
 }

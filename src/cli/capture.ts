@@ -23,8 +23,7 @@ import {
 	watchCapture,
 } from '../capture/index.ts';
 import {AgentError} from '../errors.ts';
-import {systemClock} from '../lifecycle/index.ts';
-import {createLogger} from '../log.ts';
+import {systemClock} from '../lifecycle/clock.ts';
 import type {Command, CommandGroup, Flags} from './index.ts';
 import {loadFrom} from './load.ts';
 
@@ -57,6 +56,7 @@ const plan: Command = {
 	usage: 'plan',
 	description: 'Show the rules that apply would load, each with its reason; change nothing',
 	hasSettings: true,
+	plain: {format: ['text', 'nft', 'iptables', 'json']},
 	options: yargs =>
 		yargs.option('format', {
 			type: 'string',
@@ -65,15 +65,16 @@ const plan: Command = {
 			default: 'text',
 			description: 'text, json, or the very text for nft or iptables-restore',
 		}),
-	run: async ({format, ...flags}) => {
+	run: async ({format = 'text', ...flags}) => {
 		const deps = await depsFrom(flags);
 		const {
 			plan: planned,
 			backend,
 			host,
+			kernel,
 		} = await prepareCapture(deps, planCapture, wayOf(String(format), deps.config.backend));
 		if (format === 'json') say(JSON.stringify({backend: backend.name, facts: host, ...planned}, undefined, '\t'));
-		else process.stdout.write(format === 'text' ? renderText(planned) : await backend.render(planned));
+		else process.stdout.write(format === 'text' ? renderText(planned) : await backend.render(planned, kernel));
 		return 0;
 	},
 };
@@ -82,6 +83,7 @@ const apply: Command = {
 	usage: 'apply',
 	description: 'Lead the traffic of this machine through Envoy; safe to repeat',
 	hasSettings: true,
+	plain: {force: 'boolean', 'take-over': 'boolean', confirm: 'value', 'confirm-by': ['person', 'probes']},
 	options: yargs =>
 		yargs
 			.option('confirm', {
@@ -171,6 +173,7 @@ const confirm: Command = {
 	usage: 'confirm',
 	description: 'Keep the rules of "apply --confirm"',
 	hasSettings: true,
+	plain: {},
 	run: async flags => {
 		const {config} = await depsFrom(flags);
 		if (await confirmPending(config)) {
@@ -188,14 +191,22 @@ const confirm: Command = {
 };
 
 const guardian: Command = {
-	usage: 'guardian <directory>',
+	usage: 'guardian <directory> <previous>',
 	description: 'Used by "apply --confirm": undoes the change unless it is confirmed',
 	hasSettings: false,
-	options: yargs => yargs.positional('directory', {type: 'string', description: 'capture.state-dir'}),
-	run: async ({directory}) => {
+	options: yargs =>
+		yargs
+			.positional('directory', {type: 'string', description: 'capture.state-dir'})
+			.positional('previous', {type: 'string', description: 'digest of the rules to go back to, or none'}),
+	run: async ({directory, previous}) => {
 		const stateDir = String(directory);
 		const deps = {run: runProgram, clock: systemClock};
-		await guardChange({...deps, stateDir, undo: previous => undoCapture(deps, stateDir, previous)});
+		await guardChange({
+			...deps,
+			stateDir,
+			previousDigest: String(previous),
+			undo: earlier => undoCapture(deps, stateDir, earlier),
+		});
 		return 0;
 	},
 };
@@ -204,10 +215,12 @@ const watch: Command = {
 	usage: 'watch',
 	description: 'Stay and repair or report what others change, as capture.on-drift and capture.on-agent-down say',
 	hasSettings: true,
+	plain: {},
 	run: async (flags, signal) => {
 		const {config} = await loadFrom(flags);
 		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
 		refuseIfDisabled(deps);
+		const {createLogger} = await import('../log.ts');
 		await watchCapture({...deps, log: createLogger(config.log).child({part: 'capture'})}, signal);
 		return 0;
 	},
@@ -217,6 +230,7 @@ const status: Command = {
 	usage: 'status',
 	description: 'Tell which rules are in force, what differs from the plan, and what waits for a confirmation',
 	hasSettings: true,
+	plain: {json: 'boolean'},
 	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
 	run: async ({json, ...flags}) => {
 		const deps = await depsFrom(flags);
@@ -248,6 +262,7 @@ const remove: Command = {
 	usage: 'remove',
 	description: 'Take away every rule of ours; safe to repeat',
 	hasSettings: true,
+	plain: {all: 'boolean'},
 	options: yargs =>
 		yargs.option('all', {type: 'boolean', description: 'Also the rules that capture.on-agent-down "block" leaves'}),
 	run: async ({all, ...flags}) => {
@@ -265,6 +280,7 @@ const verify: Command = {
 	usage: 'verify',
 	description: 'Compare the live rules with the plan and send a packet through; exit code 0 only if all is well',
 	hasSettings: true,
+	plain: {json: 'boolean'},
 	options: yargs => yargs.option('json', {type: 'boolean', description: 'Print JSON'}),
 	run: async ({json, ...flags}) => {
 		const deps = await depsFrom(flags);
@@ -284,6 +300,7 @@ const step: Command = {
 	usage: 'step',
 	description: 'Used by an agent with capture.by-agent: does what standard input says, as JSON',
 	hasSettings: false,
+	plain: {},
 	run: async (_flags, signal) => {
 		const chunks: Buffer[] = [];
 		for await (const chunk of process.stdin) chunks.push(chunk as Buffer);

@@ -8,6 +8,7 @@ import {dnsCommand} from './dns.ts';
 import {doctorCommand} from './doctor.ts';
 import {joinCommand} from './join.ts';
 import {leaveCommand} from './leave.ts';
+import type {PlainFlags} from './plain-run.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
 import {explainUsage} from './usage.ts';
@@ -25,6 +26,8 @@ export interface Command {
 	/** Flags of the few settings that matter here; the others are taken, and only `--help-all` shows them. */
 	readonly mainSettings?: readonly string[];
 	readonly options?: (yargs: Argv) => Argv;
+	/** Its own flags, where the parser need not be loaded for it; `options` describes them for people. */
+	readonly plain?: PlainFlags;
 	/** Returns the exit code. */
 	run(flags: Flags, signal: AbortSignal): Promise<number>;
 }

@@ -10,18 +10,20 @@ export interface CaptureSurroundings {
 	readonly proxy: ProxyConfig;
 	readonly status: StatusConfig;
 	readonly stateDir: string;
+	readonly runDir: string;
 }
 
 export function readCapture(
 	resolver: Resolver,
-	{isDnsCaptured, dnsPort, proxy, status, stateDir}: CaptureSurroundings,
+	{isDnsCaptured, dnsPort, proxy, status, stateDir, runDir}: CaptureSurroundings,
 ): CaptureConfig {
 	const dns = resolver.take(table.captureDns);
+	const isByAgent = resolver.take(table.captureByAgent);
 	resolver.note('capture.provedPath', resolver.origins.get(table.stateDir.leaf) ?? byDefault);
 	resolver.note('capture.ownPorts', resolver.origins.get(table.statusPort.leaf) ?? byDefault);
 	return {
 		isEnabled: resolver.take(table.captureEnabled),
-		isByAgent: resolver.take(table.captureByAgent),
+		isByAgent,
 		backend: resolver.take(table.captureBackend),
 		interception: resolver.take(table.interception),
 		users: resolver.take(table.captureUsers),
@@ -62,7 +64,12 @@ export function readCapture(
 		existingConnections: resolver.take(table.existingConnections),
 		probes: resolver.take(table.captureProbes),
 		waitMs: resolver.take(table.captureWait),
-		stateDir: resolver.take(table.captureStateDir),
+		// Who loads the rules reads it back, so it is not the agent's to write, unless that is the agent.
+		stateDir: resolver.orElse(
+			table.captureStateDir,
+			isByAgent ? join(runDir, 'capture') : `${runDir}-capture`,
+			byDefault,
+		).value,
 		provedPath: join(stateDir, 'capture.json'),
 	};
 }

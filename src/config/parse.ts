@@ -96,6 +96,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		proxy,
 		status,
 		stateDir,
+		runDir,
 	});
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(

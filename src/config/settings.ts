@@ -1029,8 +1029,8 @@ export const table = {
 	captureStateDir: setting(
 		'capture.state-dir',
 		values.path,
-		'{run-dir}/capture',
-		'What must be known until the next change of rules',
+		'{run-dir}-capture',
+		'What must be known until the next change of rules; with capture.by-agent {run-dir}/capture by default',
 	),
 };
 

@@ -69,18 +69,25 @@ export async function syncDirectory(path: string, fs = systemFs): Promise<void> 
 /**
  * Replaces a file so that readers and the next start see the old bytes or the new ones, never a mixture. The mode is
  * set whatever the umask says. A symlink at `path` is replaced, not followed.
+ * @param isDurable - false for what means nothing after a power cut
  */
-export async function writeFileAtomic(path: string, data: FileContent, mode: number, fs = systemFs): Promise<void> {
+export async function writeFileAtomic(
+	path: string,
+	data: FileContent,
+	mode: number,
+	fs = systemFs,
+	isDurable = true,
+): Promise<void> {
 	const temporary = `${dirname(path)}/${temporaryName()}`;
 	try {
-		await writeNewFile(temporary, data, mode, fs);
+		await writeNewFile(temporary, data, mode, fs, isDurable);
 		await fs.chmod(temporary, mode);
 		await fs.rename(temporary, path);
 	} catch (error) {
 		await fs.rm(temporary, {force: true}).catch(() => {}); // the first error is the one to tell
 		throw error;
 	}
-	await syncDirectory(dirname(path), fs);
+	if (isDurable) await syncDirectory(dirname(path), fs);
 }
 
 /** Points a symlink elsewhere in one step. */

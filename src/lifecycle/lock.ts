@@ -58,8 +58,8 @@ function lockOn(file: string, self: Holder): Lock {
 	let released: Promise<void> | undefined;
 	return {
 		release: () => {
-			// On a full disk the mark cannot be made; the end of the process then releases it as well.
-			released ??= writeFileAtomic(file, render({...self, isReleased: true}), 0o600).catch(() => {});
+			// On a full disk the mark cannot be made; the end of the process then releases it as well, and so does a power cut.
+			released ??= writeFileAtomic(file, render({...self, isReleased: true}), 0o600, systemFs, false).catch(() => {});
 			return released;
 		},
 	};

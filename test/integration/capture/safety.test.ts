@@ -18,7 +18,7 @@ test.serial('capture › without the capability nothing is changed, and the mess
 	if (skippedWithout(t)) return;
 	const world = await makeWorld(t);
 	const before = await world.dump();
-	await chmod(world.directory, 0o777);
+	await chown(world.directory, appUid, appUid);
 	const {code, stderr} = await world.capture(['apply', '--force'], {uid: appUid});
 	t.is(code, 78);
 	t.regex(stderr, /[Pp]ermi[\s\S]*needs CAP_NET_ADMIN/);
@@ -42,8 +42,13 @@ test.serial(
 		await chown(foreign, appUid, appUid);
 		t.regex((await apply()).stderr, /belongs to uid \d+, not 0[\s\S]*nothing was changed/);
 		const {code, stderr} = await world.capture(['apply', '--force', '--capture-state-dir', link]);
-		t.is(code, 1);
+		t.is(code, 78);
 		t.regex(stderr, /is no directory of its own/);
+		await chown(foreign, 0, 0);
+		await mkdir(join(foreign, 'own'), {mode: 0o700});
+		await chown(foreign, appUid, appUid);
+		const exchanged = await world.capture(['apply', '--force', '--capture-state-dir', join(foreign, 'own')]);
+		t.regex(exchanged.stderr, /others can exchange it, by way of .*foreign/);
 		t.is(await world.dump(), before);
 	},
 );
@@ -53,7 +58,7 @@ test.serial('capture › CAP_NET_ADMIN is enough for nft, without root', async t
 	const world = await makeWorld(t);
 	const {vm} = world;
 	const before = await world.dump();
-	await chmod(world.directory, 0o777);
+	await chown(world.directory, appUid, appUid);
 	const as = (args: readonly string[]) =>
 		vm.run('setpriv', [
 			'--reuid',

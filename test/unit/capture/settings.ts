@@ -31,6 +31,7 @@ export const host: HostFacts = {
 		{name: 'docker0', isBridge: true, hasDefaultRoute: false},
 	],
 	nameservers: ['10.0.0.2', 'fd00::2'],
+	isSshHidden: false,
 	sshPorts: [22],
 	ipv6: 'on',
 	hasConntrackTimeouts: true,
