@@ -1,41 +1,19 @@
 // The demo behind scripts/demo: an embedded control plane, a "cluster" workload and a "VM", each with its own agent and
-// Envoy; every step is checked and timed. With --once it ends after the last step.
+// Envoy; every step is checked and timed. As root also traffic capture, in network namespaces. With --once it ends after
+// the last step.
 import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {type Echo, type EchoApp, startEchoApp} from '../src/sandbox/echo-app.ts';
 import {type Sandbox, startSandbox} from '../src/sandbox/index.ts';
 import {freePorts, LocalWorkload} from '../src/sandbox/local-workload.ts';
+import {showCapture, whyNoNamespaces} from './demo-capture.ts';
+import {check, note, printTable, retry, rows, step} from './demo-steps.ts';
 import {ensureEnvoy} from './fetch-envoy.ts';
 
 const isOnce = process.argv.includes('--once');
 const namespace = 'demo';
-const startedMs = performance.now();
-const rows: {step: string; ms: number; result: string; isGood: boolean}[] = [];
 const cleanUps: (() => Promise<unknown>)[] = [];
-
-/** Runs one step, prints it as it ends, and notes it for the table. */
-async function step<T>(name: string, act: () => Promise<{result: string; value: T}>): Promise<T> {
-	const fromMs = performance.now();
-	try {
-		const {result, value} = await act();
-		note(name, performance.now() - fromMs, result, true);
-		return value;
-	} catch (error) {
-		note(name, performance.now() - fromMs, error instanceof Error ? error.message : String(error), false);
-		throw error;
-	}
-}
-
-function note(name: string, ms: number, result: string, isGood: boolean): void {
-	rows.push({step: name, ms, result, isGood});
-	const at = ((performance.now() - startedMs) / 1000).toFixed(2).padStart(6);
-	console.log(`${at} s  ${isGood ? 'ok  ' : 'FAIL'}  ${name.padEnd(30)} ${result}  (${Math.round(ms)} ms)`);
-}
-
-function check(holds: boolean, what: string): void {
-	if (!holds) throw new Error(what);
-}
 
 interface Side {
 	readonly app: EchoApp;
@@ -89,7 +67,13 @@ async function main(): Promise<void> {
 	await showNoRejections(sandbox, [cluster, vm]);
 	await rotateUnderLoad(vm, toCluster);
 
+	const missing = whyNoNamespaces();
+	if (missing) console.log(`          --    traffic capture is left out: it ${missing}`);
+	else await showCapture(join(directory, 'capture'), envoyPath, cleanUps);
+
 	printTable();
+	if (missing)
+		console.log(`\nWithout traffic capture, which ${missing}: here applications are told where their Envoy listens.`);
 	if (!isOnce) await stayUp(sandbox, vm, cluster, {toVm, toCluster});
 }
 
@@ -240,24 +224,6 @@ async function rotateUnderLoad(side: Side, port: number): Promise<void> {
 			result: `3 rotations, ${sent} requests, 0 lost; the other side saw ${hashes.size} certificates`,
 		};
 	});
-}
-
-async function retry<T>(act: () => Promise<T>, deadlineMs: number): Promise<T> {
-	const deadline = performance.now() + deadlineMs;
-	for (;;) {
-		try {
-			return await act();
-		} catch (error) {
-			if (performance.now() > deadline) throw error;
-			await new Promise(resolve => setTimeout(resolve, 50));
-		}
-	}
-}
-
-function printTable(): void {
-	console.log(`\n${'step'.padEnd(30)} ${'ms'.padStart(6)}  result`);
-	for (const {step: name, ms, result, isGood} of rows)
-		console.log(`${name.padEnd(30)} ${String(Math.round(ms)).padStart(6)}  ${isGood ? result : `FAIL ${result}`}`);
 }
 
 async function stayUp(

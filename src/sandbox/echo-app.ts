@@ -22,8 +22,11 @@ const slowMs = 100;
 /** Longer than Envoy keeps an idle connection (5 min): with Node's 5 s, a request may meet the end of the connection it is sent on. */
 const keepAliveMs = 600_000;
 
-/** A plain HTTP application on 127.0.0.1 that answers with what it saw. It knows nothing of meshes. */
-export async function startEchoApp(name: string): Promise<EchoApp> {
+/** A plain HTTP application, on 127.0.0.1 unless told otherwise, that answers with what it saw. It knows nothing of meshes. */
+export async function startEchoApp(
+	name: string,
+	{host = '127.0.0.1', port = 0}: {readonly host?: string; readonly port?: number} = {},
+): Promise<EchoApp> {
 	const server = createServer((request, response) => {
 		const certificate = String(request.headers['x-forwarded-client-cert'] ?? '');
 		const echo: Echo = {
@@ -39,7 +42,7 @@ export async function startEchoApp(name: string): Promise<EchoApp> {
 	server.keepAliveTimeout = keepAliveMs;
 	await new Promise<void>((resolve, reject) => {
 		server.once('error', reject);
-		server.listen(0, '127.0.0.1', resolve);
+		server.listen(port, host, resolve);
 	});
 	return {
 		port: (server.address() as AddressInfo).port,
