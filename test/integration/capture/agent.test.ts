@@ -20,6 +20,7 @@ import {
 	secondWire,
 	skippedWithout,
 	toolPath,
+	toolsOf,
 	type World,
 } from '../../support/netns.ts';
 
@@ -287,32 +288,45 @@ test.serial('agent › killed while new rules are on trial: they are kept if the
 	t.is(await world.dump(), clean);
 });
 
-test.serial(
-	'agent › what others change is put right within seconds; what is removed by hand stays removed',
-	async t => {
-		if (skippedWithout(t)) return;
-		const {world, clean, vm} = await setUp(t);
-		const a = await vm();
-		a.start();
-		await a.untilReady();
-		const rules = await world.dump();
-		await world.vm.must('nft', ['flush', 'ruleset']);
-		await until('the repair', async () => (await world.dump()) === rules);
-		await a.until('says so', ({parts}) => (parts['capture'] as {repairs?: number}).repairs === 1);
-		t.true((await a.status()).ready);
+for (const backend of ['nft', 'iptables-nft'] as const)
+	test.serial(
+		`agent › what others change is put right within seconds; what is removed by hand stays removed: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const {world, clean, vm} = await setUp(t, ['--capture-backend', backend]);
+			const a = await vm();
+			a.start();
+			await a.untilReady();
+			const rules = await world.dump();
+			await world.vm.must('nft', ['flush', 'ruleset']);
+			await until('the repair', async () => (await world.dump()) === rules);
+			await a.until('says so', ({parts}) => (parts['capture'] as {repairs?: number}).repairs === 1);
+			t.true((await a.status()).ready);
 
-		const {code, stderr} = await a.onramp('capture', 'remove');
-		t.is(code, 0, stderr);
-		const report = await a.until('notices', each => !gateOf(each, 'capture').open);
-		t.regex(gateOf(report, 'capture').reason, /were taken away/);
-		t.is(await world.dump(), clean);
-		await a.retry();
-		await a.untilReady();
-		t.is(await world.dump(), rules);
-		t.is(await a.stop(), 0);
-		t.is(await world.dump(), clean);
-	},
-);
+			const {code, stderr} = await a.onramp('capture', 'remove');
+			t.is(code, 0, stderr);
+			const report = await a.until('notices', each => !gateOf(each, 'capture').open);
+			t.regex(gateOf(report, 'capture').reason, /were taken away/);
+			t.is(await world.dump(), clean);
+			await a.retry();
+			await a.untilReady();
+			t.is(await world.dump(), rules);
+			t.is(await a.stop(), 0);
+			t.is(await world.dump(), clean);
+		},
+	);
+
+test.serial('agent › rules that this user may not load turn it red, and nothing is changed', async t => {
+	if (skippedWithout(t, toolsOf('iptables-legacy'))) return;
+	const {world, clean, vm} = await setUp(t, ['--capture-backend', 'iptables-legacy']);
+	const a = await vm();
+	a.start();
+	const report = await a.until('says why', each => gateOf(each, 'capture').hint !== undefined);
+	t.false(report.ready);
+	t.regex(`${gateOf(report, 'capture').reason} ${gateOf(report, 'capture').hint}`, /CAP_NET_RAW/);
+	t.is(await a.stop(), 0);
+	t.is(await world.dump(), clean);
+});
 
 test.serial(
 	'agent › with on-drift report, rules that others have changed turn it red, and stay as they are',
