@@ -7,9 +7,10 @@ import {join} from 'node:path';
 import {type Echo, type EchoApp, startEchoApp} from '../src/sandbox/echo-app.ts';
 import {type Sandbox, startSandbox} from '../src/sandbox/index.ts';
 import {freePorts, LocalWorkload} from '../src/sandbox/local-workload.ts';
-import {showCapture, whyNoNamespaces} from './demo-capture.ts';
+import {showCapture} from './demo-capture.ts';
 import {check, note, printTable, retry, rows, step} from './demo-steps.ts';
 import {ensureEnvoy} from './fetch-envoy.ts';
+import {whyNoMachines} from './machines.ts';
 
 const isOnce = process.argv.includes('--once');
 const namespace = 'demo';
@@ -67,7 +68,7 @@ async function main(): Promise<void> {
 	await showNoRejections(sandbox, [cluster, vm]);
 	await rotateUnderLoad(vm, toCluster);
 
-	const missing = whyNoNamespaces();
+	const missing = whyNoMachines();
 	if (missing) console.log(`          --    traffic capture is left out: it ${missing}`);
 	else await showCapture(join(directory, 'capture'), envoyPath, cleanUps);
 

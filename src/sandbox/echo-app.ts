@@ -37,7 +37,9 @@ export async function startEchoApp(
 			callerHash: /Hash=([^;,]+)/.exec(certificate)?.[1] ?? '',
 		};
 		response.writeHead(200, {'content-type': 'application/json'});
-		setTimeout(() => response.end(JSON.stringify(echo)), echo.path.startsWith('/slow') ? slowMs : 0);
+		const answer = () => response.end(JSON.stringify(echo));
+		if (echo.path.startsWith('/slow')) setTimeout(answer, slowMs);
+		else answer();
 	});
 	server.keepAliveTimeout = keepAliveMs;
 	await new Promise<void>((resolve, reject) => {
