@@ -40,11 +40,8 @@ export async function runAgent(
 	const parts = new ComponentGroup(logOf('agent'));
 	const {workload} = config;
 	const {readinessPort, metricsPort} = config.proxy;
-	const node = buildNode(workload, {
-		readinessPort,
-		metricsPort,
-		...(isDnsOn && {dnsAddress: dnsAddressOf(config.dns)}),
-	});
+	const nodeSettings = {readinessPort, metricsPort, ...(isDnsOn && {dnsAddress: dnsAddressOf(config.dns)})};
+	const node = buildNode(workload, nodeSettings);
 	for (const warning of warnings) logOf('config').warn(warning);
 	log.info({version, node: node.id, group: workload.group, pid: process.pid}, 'onramp starting');
 
@@ -109,8 +106,8 @@ export async function runAgent(
 		const {enterMesh, startMesh} = await import('./mesh.ts');
 		let retryCapture = () => {};
 		const onRetry = () => retryCapture();
-		const mesh = {...base, config, node, state, dns, readiness, status, parts, logOf, onRetry};
-		const relay = await startMesh(mesh, signal);
+		const deps = {...base, config, nodeSettings, state, dns, readiness, status, parts, logOf, onRetry};
+		const mesh = await startMesh(deps, signal);
 
 		const proxy = await proxyStarts;
 		// It drains with its certificates and its configuration still being served.
@@ -140,7 +137,7 @@ export async function runAgent(
 			status.add('capture', () => capture.status());
 			retryCapture = () => capture.retryNow();
 		}
-		await enterMesh(mesh, relay, proxy);
+		await enterMesh(deps, mesh, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));
 
 		await parts.untilEnd(signal);

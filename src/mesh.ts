@@ -1,20 +1,22 @@
 import type {Config, WorkloadConfig} from './config/index.ts';
-import {createControlPlane, encodeNode, type Node} from './control-plane/index.ts';
+import {buildNode, createControlPlane, encodeNode, type NodeSettings} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
+import {type Health, keepWord, startHealth} from './health/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
 import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
-import {startOwnInbound, startRegistration} from './registration/index.ts';
+import {type OwnInbound, type Registration, startOwnInbound, startRegistration} from './registration/index.ts';
 import {type Relay, startRelay} from './relay/index.ts';
 import type {StatusServer} from './status/index.ts';
 import {version} from './version.ts';
 
 export interface MeshDeps {
 	readonly config: Config;
-	readonly node: Node;
+	/** What the node says besides who the workload is. */
+	readonly nodeSettings: NodeSettings;
 	/** Where certificates are kept, if they are. */
 	readonly state: HeldState | undefined;
 	/** Takes the name table; undefined when names are not answered here. */
@@ -30,9 +32,16 @@ export interface MeshDeps {
 	readonly onRetry: () => void;
 }
 
+export interface Mesh {
+	readonly relay: Relay;
+	readonly inbound: OwnInbound;
+	/** Why the next stream is to register nothing; undefined = it registers us. */
+	withheld: () => string | undefined;
+}
+
 /** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
-export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Relay> {
-	const {config, node, state, dns, readiness, status, parts, logOf, clock, random, metrics, onRetry} = deps;
+export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Mesh> {
+	const {config, nodeSettings, state, dns, readiness, status, parts, logOf, clock, random, metrics, onRetry} = deps;
 	const base = {clock, random, metrics};
 	const {workload} = config;
 	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
@@ -80,7 +89,11 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 			config: config.relay,
 			openAdsStream: controlPlane.openAdsStream,
 			backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
-			node: encodeNode(node, version),
+			node: () => {
+				// istiod registers whoever names a group.
+				const group = mesh.withheld() === undefined ? workload.group : undefined;
+				return encodeNode(buildNode({...workload, group}, nodeSettings), version);
+			},
 			owner: ownerOf(workload),
 			onNameTable: table => dns?.setNameTable(table),
 			onTrustBundle: setAdditionalRoots,
@@ -102,14 +115,17 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Re
 	await parts.start('xds-socket', () =>
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);
-	return relay;
+	const mesh: Mesh = {relay, inbound, withheld: () => undefined};
+	return mesh;
 }
 
 /** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
-export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy): Promise<void> {
+export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
 	const {config, readiness, status, parts, logOf, clock} = deps;
+	const {relay} = mesh;
 	// What Envoy has just taken may have made it ready.
 	relay.onChange(proxy.lookNow);
+	let health: Health | undefined;
 	const registration = await parts.start('registration', () =>
 		startRegistration({
 			clock,
@@ -117,14 +133,25 @@ export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy)
 			upstream: () => relay.status().upstream,
 			savedAt: () => relay.status().servingSaved,
 			onUpstreamChange: relay.onChange,
+			withheld: () => mesh.withheld(),
+			unhealthy: () => (health?.status().told?.state === 'unhealthy' ? health.status().reason : undefined),
 			withdraw: relay.leave,
 			gate: readiness.gate('registration'),
 			log: logOf('registration'),
 		}),
 	);
 	status.add('registration', registration.status);
+	// Stopped before registration: that we go is said while there is a stream to say it on.
+	health = await parts.start('health', () => startHealthOf(deps, mesh, registration));
+	mesh.withheld = health.withheld;
+	registration.look();
+	const {say, leave} = health;
+	status.add('health', health.status);
+	status.addCommand('ready', input => say('ready', input));
+	status.addCommand('unready', input => say('unready', input));
 	// The first half of a stop, for a service whose rules and Envoy are other units.
 	status.addCommand('leave', async () => {
+		await leave();
 		await registration.stop();
 		await proxy.drain();
 	});
@@ -135,4 +162,46 @@ export async function enterMesh(deps: MeshDeps, relay: Relay, proxy: EnvoyProxy)
 function ownerOf({name, namespace, serviceAccount, trustDomain, clusterId, metadata}: WorkloadConfig): string {
 	const network = metadata['NETWORK'] ? ` on network ${metadata['NETWORK']}` : '';
 	return `${name} as ${trustDomain}/ns/${namespace}/sa/${serviceAccount} in ${clusterId}${network}`;
+}
+
+function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, registration: Registration): Promise<Health> {
+	const {config, readiness, logOf, clock, random, metrics} = deps;
+	const {workload, proxy} = config;
+	const isConnected = () => relay.status().upstream.state === 'connected';
+	return startHealth({
+		config: config.health,
+		hasEntry: workload.group !== undefined,
+		proxyGate: () => readiness.states().find(({name}) => name === 'proxy')!,
+		onGateChange: listener => readiness.onChange(listener),
+		report: relay.setHealth,
+		onWithheld: relay.reconnect,
+		onChange: registration.look,
+		onConnected: listener => {
+			let wasConnected = isConnected();
+			return relay.onChange(() => {
+				if (isConnected() && !wasConnected) listener();
+				wasConnected = isConnected();
+			});
+		},
+		untilLeft: async signal => {
+			if (isConnected()) await inbound.untilLeft(signal);
+		},
+		onLeaving: relay.hold,
+		isEnded: proxy.onStop === 'stop',
+		keeper: keepWord(config.health.stateDir),
+		startProbers: async onResult => {
+			const {probes, defaultHost} = config.health;
+			if (probes.length === 0) return [];
+			// Programs and protocols that a machine without probes need not load.
+			const {startProber} = await import('./health/prober.ts');
+			const host = () => (defaultHost === 'localhost' ? 'localhost' : workload.addresses[0]!);
+			return probes.map(probe =>
+				startProber({probe, host, clock, onResult: outcome => onResult(probe.name, outcome === undefined)}),
+			);
+		},
+		clock,
+		random,
+		metrics,
+		log: logOf('health'),
+	});
 }

@@ -6,6 +6,7 @@ import {captureCommand} from './capture.ts';
 import {configCommand} from './config.ts';
 import {dnsCommand} from './dns.ts';
 import {doctorCommand} from './doctor.ts';
+import {readyCommand, unreadyCommand} from './health.ts';
 import {joinCommand} from './join.ts';
 import {leaveCommand} from './leave.ts';
 import type {PlainFlags} from './plain-run.ts';
@@ -54,6 +55,8 @@ const commands: readonly (Command | CommandGroup)[] = [
 	joinCommand,
 	statusCommand,
 	leaveCommand,
+	readyCommand,
+	unreadyCommand,
 	doctorCommand,
 	captureCommand,
 	configCommand,
@@ -151,6 +154,7 @@ const vocabulary = {
 		'if-enabled',
 		'token-file',
 		'ask-ca',
+		'reason',
 		'help',
 		'help-all',
 		'version',

@@ -2,7 +2,7 @@ import {isMap, isSeq} from 'yaml';
 import {type FileFindings, suggest} from './problems.ts';
 import type {Setting} from './settings.ts';
 import type {Raw} from './values.ts';
-import {keyOf, openYaml, type YamlFile} from './yaml.ts';
+import {keyOf, openYaml, toPlain, type YamlFile} from './yaml.ts';
 
 /** A setting as it stands in `onramp.yaml`. */
 export interface FileEntry {
@@ -21,7 +21,9 @@ export function parseOnrampYaml(
 ): ReadonlyMap<string, FileEntry> {
 	const entries = new Map<string, FileEntry>();
 	const file = openYaml(text, findings);
-	const keys = settings.filter(setting => setting.isFileAllowed).map(setting => setting.key);
+	const allowed = settings.filter(setting => setting.isFileAllowed);
+	const keys = allowed.map(setting => setting.key);
+	const trees = new Set(allowed.filter(({value}) => value.isTree).map(({key}) => key));
 	const visit = (node: unknown, prefix: string): void => {
 		if (!file || !isMap(node)) return;
 		for (const {key: keyNode, value} of node.items) {
@@ -29,7 +31,7 @@ export function parseOnrampYaml(
 			const line = file.lineOf(keyNode);
 			const target = file.follow(value);
 			if (keys.includes(key)) {
-				const raw = rawOf(file, target);
+				const raw = trees.has(key) ? JSON.stringify(toPlain(file, target)) : rawOf(file, target);
 				if (raw === undefined)
 					findings.problem(line, `${key} has no usable value`, 'give it a value, or take the line out');
 				else entries.set(key, {raw, line});

@@ -4,6 +4,7 @@ import {type Assignment, parseClusterEnv} from './cluster-env.ts';
 import {findConflicts} from './conflicts.ts';
 import {readControlPlane} from './control-plane.ts';
 import {noteCapture, readDns} from './dns.ts';
+import {readHealth} from './health.ts';
 import {parseHosts} from './hosts.ts';
 import {readIdentity} from './identity.ts';
 import {
@@ -64,7 +65,6 @@ export function parseConfig(
 	);
 	const config = buildConfig(resolver, sources, configs);
 	findConflicts(config, resolver);
-	warnOfProbe(config, meshes, findings);
 	findings.throwIfAny();
 	return deepFreeze({config, origins: resolver.origins, warnings: findings.warnings});
 }
@@ -98,12 +98,14 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		stateDir,
 		runDir,
 	});
+	const health = readHealth(resolver, configs, workload, stateDir);
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(
 		configs.map(({parsed}) => parsed.fields),
 		{
 			proxy,
 			status,
+			health,
 			serviceCluster: workload.serviceCluster,
 			discoveryAddress: first ? `${first.host.includes(':') ? `[${first.host}]` : first.host}:${first.port}` : '',
 		},
@@ -120,6 +122,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		dns,
 		status,
 		capture,
+		health,
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
 		isNotifyEnabled: resolver.take(table.notify),
 	};
@@ -144,16 +147,6 @@ function reportCuts(
 		if (doubts === 'refuse') findings.problem(place, message, remedy);
 		else findings.warn(place, `${message}; ${remedy}`);
 	}
-}
-
-/** istiod takes an entry of a group with a probe for unhealthy until it hears otherwise, and sends it no traffic. */
-function warnOfProbe({workload}: Config, meshes: readonly MeshSource[], findings: Findings): void {
-	const mesh = meshes.find(({parsed}) => 'readinessProbe' in parsed.fields);
-	if (mesh && workload.group !== undefined)
-		findings.warn(
-			`${mesh.path}:${mesh.parsed.lines.get('readinessProbe')}`,
-			`WorkloadGroup ${workload.namespace}/${workload.group} has a probe, which this version does not run: the entry stays unhealthy and gets no traffic (take "probe" out of the group, then make the bundle anew)`,
-		);
 }
 
 const parseOwnFile = (text: string, findings: FileFindings) => parseOnrampYaml(text, settings, findings);

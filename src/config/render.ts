@@ -9,6 +9,7 @@ const freeMaps = [
 	'controlPlane.xdsHeaders',
 	'controlPlane.caHeaders',
 	'proxy.runtimeValues',
+	'health.probes',
 ];
 
 /** A header exists to authenticate or to route, and its name does not always say which. */

@@ -15,7 +15,12 @@ export interface Resolved<T> {
 export const byDefault: Origin = {kind: 'default', place: 'default'};
 
 /** Settings whose text may hold a credential; a refused one is not shown. */
-const unshown = new Set(['control-plane.xds-headers', 'control-plane.ca-headers', 'workload.metadata']);
+const unshown = new Set([
+	'control-plane.xds-headers',
+	'control-plane.ca-headers',
+	'workload.metadata',
+	'health.probes',
+]);
 
 /** Finds each setting in the first layer that has it, and keeps the origin of every leaf of Config. */
 export class Resolver {

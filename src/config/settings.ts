@@ -1,3 +1,4 @@
+import {probes} from './probe.ts';
 import * as values from './values.ts';
 import {ValueError, type ValueType} from './values.ts';
 
@@ -1031,6 +1032,40 @@ export const table = {
 		values.path,
 		'{run-dir}-capture',
 		'What must be known until the next change of rules; with capture.by-agent {run-dir}/capture by default',
+	),
+
+	healthMode: setting(
+		'health.mode',
+		values.choice('auto', 'always', 'manual', 'off'),
+		'auto',
+		'Report health to the control plane: if there is a probe; always; once "onramp ready" was said; or never',
+	),
+	healthProbes: setting(
+		'health.probes',
+		probes,
+		undefined,
+		'Probes of the application by name, each as the probe of a WorkloadGroup is written. Default: that of the bundle',
+	),
+	healthDefaultHost: setting(
+		'health.default-host',
+		values.choice('address', 'localhost'),
+		'address',
+		'Host of probes that name none: the address of the WorkloadEntry, or localhost',
+		{
+			istio: [
+				{
+					name: 'REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION',
+					read: value => nonEmpty(value) && (isTrue(value) ? 'localhost' : 'address'),
+				},
+			],
+		},
+	),
+	healthReassert: setting(
+		'health.reassert',
+		values.duration(1000),
+		'10m',
+		'Repeat the report about this often, should the control plane have lost it',
+		{leaf: 'health.reassertMs'},
 	),
 };
 

@@ -261,6 +261,48 @@ export interface CaptureConfig {
 	readonly provedPath: string;
 }
 
+/** What a probe asks. A host that is left out is the address that names our WorkloadEntry, as in Istio. */
+export type ProbeCheck =
+	| {
+			readonly kind: 'http';
+			readonly scheme: 'http' | 'https';
+			readonly host: string | undefined;
+			readonly port: number;
+			readonly path: string;
+			readonly headers: readonly {readonly name: string; readonly value: string}[];
+	  }
+	| {readonly kind: 'tcp'; readonly host: string | undefined; readonly port: number}
+	| {readonly kind: 'exec'; readonly command: readonly string[]}
+	| {readonly kind: 'grpc'; readonly port: number; readonly service: string};
+
+/** One probe of the application; what the numbers mean, Kubernetes documents. */
+export interface ProbeConfig {
+	readonly name: string;
+	readonly check: ProbeCheck;
+	readonly initialDelayMs: number;
+	readonly periodMs: number;
+	readonly timeoutMs: number;
+	readonly successThreshold: number;
+	readonly failureThreshold: number;
+}
+
+export interface HealthConfig {
+	/**
+	 * `auto`: as the probes say, and nothing is reported without one. `always`: reported without one too. `manual`:
+	 * only once the application has said that it is ready. `off`: never reported.
+	 */
+	readonly mode: 'auto' | 'always' | 'manual' | 'off';
+	/** Whether the WorkloadEntry is to have health: then it gets no traffic until we say that it is healthy. */
+	readonly isReported: boolean;
+	readonly probes: readonly ProbeConfig[];
+	/** Host of probes that name none: our address, or `localhost` (REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION). */
+	readonly defaultHost: 'address' | 'localhost';
+	/** About how often the report is repeated, ± a quarter. */
+	readonly reassertMs: number;
+	/** Directory for what was said with `onramp ready` and `onramp unready`. */
+	readonly stateDir: string;
+}
+
 export interface LogConfig {
 	readonly level: 'debug' | 'info' | 'warn' | 'error';
 	readonly format: 'json' | 'text';
@@ -278,6 +320,7 @@ export interface Config {
 	readonly dns: DnsConfig;
 	readonly status: StatusConfig;
 	readonly capture: CaptureConfig;
+	readonly health: HealthConfig;
 	readonly log: LogConfig;
 	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
 	readonly isNotifyEnabled: boolean;

@@ -14,6 +14,8 @@ export interface ValueType<T> {
 	/** What a value looks like, for messages and help. */
 	readonly accepts: string;
 	readonly choices?: readonly string[];
+	/** In YAML any tree; `parse` gets it as JSON, and so it is written elsewhere. */
+	readonly isTree?: boolean;
 	/** @param base - directory that relative paths start from. @throws ValueError */
 	parse(raw: Raw, base: string): T;
 }

@@ -111,18 +111,21 @@ export function effectiveProxyConfig(
 	config: {
 		readonly proxy: Config['proxy'];
 		readonly status: Config['status'];
+		readonly health: Config['health'];
 		readonly serviceCluster: string;
 		readonly discoveryAddress: string;
 	},
 ): Readonly<Record<string, unknown>> {
-	const {proxy, status, serviceCluster, discoveryAddress} = config;
-	const merged = Object.assign({}, istioDefaults, ...fields.toReversed());
+	const {proxy, status, health, serviceCluster, discoveryAddress} = config;
+	const {readinessProbe, ...merged} = Object.assign({}, istioDefaults, ...fields.toReversed());
 	for (const name of ['proxyMetadata', 'proxyHeaders']) {
 		const maps = fields.map(each => each[name]).filter(isRecord);
 		if (maps.length > 0) merged[name] = Object.assign({}, ...maps.toReversed());
 	}
 	return {
 		...merged,
+		// That there is one is all istiod looks at: it gives the WorkloadEntry a health, bad until it is told otherwise.
+		...(health.isReported && {readinessProbe: readinessProbe ?? {}}),
 		binaryPath: proxy.binaryPath,
 		serviceCluster,
 		discoveryAddress,

@@ -23,6 +23,8 @@ export interface OwnInbound extends Running {
 	/** To be called with each answer; `isWhole`: what it does not name is gone. */
 	see(response: SeenResponse, isWhole: boolean): void;
 	status(): OwnInboundStatus;
+	/** Resolves when, as far as the control plane has told us, nobody is sent to us any more; or with the signal. */
+	untilLeft(signal: AbortSignal): Promise<void>;
 }
 
 export interface OwnInboundDeps {
@@ -54,6 +56,7 @@ export function startOwnInbound({address, reconnect, clock, random, log}: OwnInb
 	/** EDS name → our own ports in it. */
 	const ours = new Map<string, readonly number[]>();
 	const served = new Set<number>();
+	const leaving = new Set<() => void>();
 	let attempts = 0;
 	let known = '';
 	let timer: AbortController | undefined;
@@ -117,7 +120,18 @@ export function startOwnInbound({address, reconnect, clock, random, log}: OwnInb
 				for (const name of removed) ours.delete(name);
 			} else return;
 			check();
+			if (ours.size === 0) for (const done of leaving) done();
 		},
+		untilLeft: signal =>
+			new Promise(resolve => {
+				if (ours.size === 0) resolve();
+				const done = () => {
+					leaving.delete(done);
+					resolve();
+				};
+				leaving.add(done);
+				signal.addEventListener('abort', done, {once: true});
+			}),
 		status: () => ({ports: ports(), missing: missing(), attempts}),
 		stop: async () => stopping.abort(),
 	};

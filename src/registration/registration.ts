@@ -10,7 +10,8 @@ import type {UpstreamStatus} from '../relay/index.ts';
  * - `registered`: it has taken our stream, and with it our entry
  * - `away`: it was, and the control plane cannot be reached now. What became of the entry nobody here can know: an
  *   istiod that lives deletes it after its grace period, one that does not keeps it
- * - `withdrawn`: we have ended the stream ourselves, for want of Envoy or because we stop
+ * - `withdrawn`: we have ended the stream ourselves, for want of Envoy or because we stop; or it is one that registers
+ *   nothing, as `onramp unready` wants it
  * - `refused`: it said why not
  */
 export type RegistrationState = 'off' | 'connecting' | 'registered' | 'away' | 'withdrawn' | 'refused';
@@ -31,6 +32,8 @@ export interface RegistrationStatus {
 
 export interface Registration extends Running {
 	status(): RegistrationStatus;
+	/** What it depends on besides the stream has changed. */
+	look(): void;
 }
 
 export interface RegistrationDeps {
@@ -39,6 +42,10 @@ export interface RegistrationDeps {
 	/** Wall-clock time of the saved configuration in use: proof that an agent before this one was registered then. */
 	readonly savedAt: () => Date | undefined;
 	readonly onUpstreamChange: (listener: () => void) => () => void;
+	/** Why this machine is to stay out of load balancing although the stream is there; undefined = it is not. */
+	readonly withheld: () => string | undefined;
+	/** Why the mesh sends nothing here although we are registered, where the entry has health. */
+	readonly unhealthy: () => string | undefined;
 	/** Takes us out of the mesh: called first on an orderly stop. */
 	readonly withdraw: () => void;
 	readonly gate: Gate;
@@ -55,8 +62,16 @@ export function workloadEntryName(group: string, address: string, network: strin
 	return name.slice(-253);
 }
 
-/** Pure: what an upstream status means for the registration that was `before`. */
-export function nextState(before: RegistrationState, {state, lastError}: UpstreamStatus): RegistrationState {
+/**
+ * Pure: what an upstream status means for the registration that was `before`.
+ * @param isWithheld - the stream is one that registers nothing
+ */
+export function nextState(
+	before: RegistrationState,
+	{state, lastError}: UpstreamStatus,
+	isWithheld = false,
+): RegistrationState {
+	if (isWithheld) return 'withdrawn';
 	if (state === 'connected') return 'registered';
 	if (lastError && saysNo(lastError.code)) return 'refused';
 	const wasTaken = before === 'registered' || before === 'away';
@@ -73,6 +88,8 @@ export function startRegistration({
 	upstream,
 	savedAt,
 	onUpstreamChange,
+	withheld,
+	unhealthy,
 	withdraw,
 	gate,
 	clock,
@@ -100,9 +117,13 @@ export function startRegistration({
 		if (group === undefined) return;
 		const status = upstream();
 		const before = state === 'connecting' ? savedAt() : undefined;
-		enter(nextState(before ? 'away' : state, status));
+		enter(nextState(before ? 'away' : state, status, withheld() !== undefined));
 		if (before && state === 'away') confirmedUntil = before;
-		if (state === 'registered') gate.open(`${entry} at ${address}`);
+		const why = unhealthy();
+		// The agent does its job: a start must not wait for an application that is started after it.
+		if (withheld() !== undefined) gate.open(`not registered: ${withheld()}`);
+		else if (state === 'registered')
+			gate.open(`${entry} at ${address}${why === undefined ? '' : `, unhealthy: ${why}`}`);
 		// Traffic does not depend on it, and a fleet must not turn red because istiod is away.
 		else if (state === 'away') gate.open(unconfirmed(entry, confirmedUntil));
 		else {
@@ -112,7 +133,10 @@ export function startRegistration({
 	};
 	const explain = (): {reason: string | undefined; hint: string | undefined} => {
 		const {lastError} = upstream();
-		if (state === 'registered' || state === 'off') return {reason: undefined, hint: undefined};
+		if (state === 'off') return {reason: undefined, hint: undefined};
+		if (withheld() !== undefined) return {reason: withheld(), hint: 'onramp ready'};
+		const why = unhealthy();
+		if (state === 'registered') return {reason: why && `unhealthy: ${why}`, hint: undefined};
 		if (state === 'withdrawn' && !lastError) return {reason: withdrawnReason, hint: withdrawnHint};
 		return {reason: lastError?.message, hint: lastError?.hint};
 	};
@@ -123,6 +147,7 @@ export function startRegistration({
 	return {
 		finished: never,
 		status: () => ({state, entry, group, address, ...explain(), since, confirmedUntil}),
+		look,
 		stop: async () => {
 			unsubscribe();
 			withdraw();

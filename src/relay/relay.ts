@@ -46,6 +46,8 @@ export interface Relay extends Running {
 	begin(): void;
 	/** Ends the stream to the control plane for good, so that it takes us out of load balancing; Envoy stays connected. */
 	leave(): void;
+	/** From now on Envoy keeps what it has: it is about to drain, and is not to lose what it serves with before that. */
+	hold(): void;
 	/** What the workload says of its health; kept and repeated on each new stream. */
 	setHealth(report: HealthReport): void;
 	retryNow(): void;
@@ -59,8 +61,8 @@ export interface RelayDeps {
 	readonly config: RelayConfig;
 	readonly openAdsStream: UpstreamDeps['openAdsStream'];
 	readonly backoff: UpstreamDeps['backoff'];
-	/** The encoded core.v3.Node that names us to the control plane. */
-	readonly node: Buffer;
+	/** The encoded core.v3.Node that names us to the control plane; asked for each stream anew. */
+	readonly node: () => Buffer;
 	/** Whose configuration this is, in words: what is saved for somebody else is not used. */
 	readonly owner: string;
 	/** A new name table, encoded (istio.networking.nds.v1.NameTable). Throws to refuse it. */
@@ -111,6 +113,7 @@ export function startRelay(deps: RelayDeps): Relay {
 	const removals = new Map<string, Removal>();
 	const listeners = new Set<() => void>();
 	let hasLeft = false;
+	let isHeld = false;
 	let grace = new AbortController();
 	const patience = new AbortController();
 	let proxyConfig: Buffer | undefined;
@@ -225,6 +228,10 @@ export function startRelay(deps: RelayDeps): Relay {
 			return;
 		}
 		deps.onResponse?.(response, isWhole);
+		if (isHeld) {
+			upstream.acknowledge(url, response.nonce);
+			return;
+		}
 		const wasConfirmed = cache.isConfirmed;
 		const type = cache.type(url);
 		const change = await type.apply(response.resources, response.removed, isWhole);
@@ -425,6 +432,9 @@ export function startRelay(deps: RelayDeps): Relay {
 			grace.abort();
 			patience.abort();
 			upstream.setWanted(false);
+		},
+		hold: () => {
+			isHeld = true;
 		},
 		setHealth: report => upstream.setHealth(report),
 		retryNow: () => upstream.retryNow(),

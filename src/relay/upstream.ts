@@ -37,8 +37,8 @@ export interface UpstreamStatus {
 export interface UpstreamDeps {
 	readonly openAdsStream: (protocol: AdsProtocol, signal: AbortSignal) => Promise<AdsStream>;
 	readonly protocol: AdsProtocol;
-	/** The encoded core.v3.Node. */
-	readonly node: Buffer;
+	/** The encoded core.v3.Node; asked for each stream anew. */
+	readonly node: () => Buffer;
 	readonly backoff: {readonly baseMs: number; readonly maxMs: number};
 	/**
 	 * One answer. `isWhole`: what it does not name is gone. The receiver owes one `acknowledge` for its nonce. The next
@@ -310,7 +310,7 @@ export class Upstream implements Running {
 	#send(url: string, added: Iterable<string>, removed: Iterable<string>): void {
 		const current = this.#current;
 		if (!current) return;
-		const node = current.isNodeSent ? undefined : this.#deps.node;
+		const node = current.isNodeSent ? undefined : this.#deps.node();
 		current.isNodeSent = true;
 		const asked = current.asked.get(url);
 		if (!asked) current.asked.set(url, {version: '', nonce: '', hasAnswered: false});

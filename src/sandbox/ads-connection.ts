@@ -1,6 +1,6 @@
 import {randomUUID} from 'node:crypto';
 import {isWildcardType, typeUrl} from '../proto/types.ts';
-import type {AckEvent, ConnectionView, Protocol, PushEvent} from './ads-events.ts';
+import type {AckEvent, ConnectionView, HealthEvent, Protocol, PushEvent} from './ads-events.ts';
 import {renderDeltaResponse, renderSotwResponse} from './ads-response.ts';
 import {type Caller, type ParsedIdentity, parseIdentity} from './authentication.ts';
 import type {EnvoyTypes, Message} from './envoy-types.ts';
@@ -23,6 +23,7 @@ export interface AdsDeps {
 	readonly isForgettingInbound: () => boolean;
 	readonly onPush: (event: PushEvent) => void;
 	readonly onAck: (event: AckEvent) => void;
+	readonly onHealth: (event: HealthEvent) => void;
 	readonly onConnection: (view: ConnectionView, state: 'opened' | 'closed') => void;
 }
 
@@ -138,7 +139,9 @@ export class AdsConnection {
 
 	#setHealth(request: Message): void {
 		const error = request['error_detail'] as Message | undefined;
-		this.#deps.entries.setHealth(this.#node!, error === undefined, String(error?.['message'] ?? ''));
+		const report = {isHealthy: error === undefined, message: String(error?.['message'] ?? '')};
+		this.#deps.onHealth({connection: this.#id, at: performance.now(), ...report});
+		this.#deps.entries.setHealth(this.#node!, report.isHealthy, report.message);
 	}
 
 	#handleDelta(type: string, request: Message): void {

@@ -20,6 +20,14 @@ export interface AckEvent {
 	readonly error?: {readonly code: number; readonly message: string};
 }
 
+/** A HealthInformation that was sent. */
+export interface HealthEvent {
+	readonly connection: string;
+	readonly at: number;
+	readonly isHealthy: boolean;
+	readonly message: string;
+}
+
 export interface ConnectionView {
 	/** `vm1.bar-17`. */
 	readonly id: string;

@@ -134,8 +134,8 @@ export class LocalWorkload {
 		return fetchStatus(this.controlSocketPath);
 	}
 
-	command(name: string): Promise<unknown> {
-		return sendCommand(this.controlSocketPath, name);
+	command(name: string, input?: unknown): Promise<unknown> {
+		return sendCommand(this.controlSocketPath, name, input);
 	}
 
 	/** @throws Error with the end of the agent's log when it is not ready in time, or has ended */

@@ -3,7 +3,7 @@ import {typeUrl} from '../proto/types.ts';
 import {FieldWriter} from '../proto/wire.ts';
 import {AdsService} from './ads.ts';
 import type {Change} from './ads-connection.ts';
-import type {AckEvent, ConnectionView, PushEvent} from './ads-events.ts';
+import type {AckEvent, ConnectionView, HealthEvent, PushEvent} from './ads-events.ts';
 import {authenticate} from './authentication.ts';
 import {renderBundle, writeBundle} from './bundle.ts';
 import {CertificateAuthority} from './ca.ts';
@@ -47,6 +47,7 @@ class ControlPlane {
 	readonly #generator: ConfigGenerator;
 	readonly #pushes = new EventLog<PushEvent>();
 	readonly #acks = new EventLog<AckEvent>();
+	readonly #reports = new EventLog<HealthEvent>();
 	readonly #streams = new EventLog<{state: 'opened' | 'closed'; connection: ConnectionView}>();
 	readonly #counts = {token: 0, certificate: 0, refusedHandshakes: 0};
 	#ca: CertificateAuthority | undefined;
@@ -97,6 +98,7 @@ class ControlPlane {
 			proxyConfig: () => this.#renderProxyConfig(),
 			onPush: event => this.#pushes.add(event),
 			onAck: event => this.#acks.add(event),
+			onHealth: event => this.#reports.add(event),
 			onConnection: (connection, state) => this.#streams.add({state, connection}),
 		});
 	}
@@ -164,6 +166,7 @@ class ControlPlane {
 			connections: () => this.#ads.connections(),
 			pushes: this.#pushes,
 			acks: this.#acks,
+			reports: this.#reports,
 			streams: this.#streams,
 			waitForAck: (type, {sinceMs = performance.now(), deadlineMs} = {}) =>
 				this.#acks.waitFor(

@@ -1,5 +1,5 @@
 import type {Running} from '../lifecycle/index.ts';
-import type {AckEvent, ConnectionView, PushEvent} from './ads-events.ts';
+import type {AckEvent, ConnectionView, HealthEvent, PushEvent} from './ads-events.ts';
 import type {BundleOptions} from './bundle.ts';
 import type {IssueOptions} from './ca.ts';
 import type {EventLog} from './event-log.ts';
@@ -93,6 +93,7 @@ export interface Sandbox extends Running {
 	connections(): readonly ConnectionView[];
 	readonly pushes: EventLog<PushEvent>;
 	readonly acks: EventLog<AckEvent>;
+	readonly reports: EventLog<HealthEvent>;
 	readonly streams: EventLog<{readonly state: 'opened' | 'closed'; readonly connection: ConnectionView}>;
 	/** The first ACK of a type at or after `sinceMs` (performance.now(); now unless given). Rejects after `deadlineMs`, 10 s. */
 	waitForAck(typeUrl: string, options?: {readonly sinceMs?: number; readonly deadlineMs?: number}): Promise<AckEvent>;

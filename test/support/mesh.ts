@@ -27,6 +27,8 @@ export interface MeshOptions {
 	readonly flagsOf?: (name: string, mesh: {readonly sandbox: Sandbox; readonly directory: string}) => readonly string[];
 	readonly sandbox?: Omit<SandboxOptions, 'ports'>;
 	readonly command?: 'run' | 'join';
+	/** Of WorkloadGroups, by name: the probe that istioctl puts into the bundle. */
+	readonly probes?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
 }
 
 export type Kind = 'http' | 'tcp';
@@ -80,7 +82,9 @@ export async function startMesh(t: ExecutionContext, options: MeshOptions = {}):
 		t.teardown(() => Promise.all([apps.http.stop(), apps.tcp.stop()]));
 		groups.set(name, {name, apps});
 		const ports = {http: apps.http.port, tcp: apps.tcp.port};
-		sandbox.addWorkloadGroup({name, namespace, serviceAccount: `${name}-sa`, labels: {app: name}, ports});
+		const probe = options.probes?.[name];
+		const labels = {app: name};
+		sandbox.addWorkloadGroup({name, namespace, serviceAccount: `${name}-sa`, labels, ports, ...(probe && {probe})});
 		for (const kind of ['http', 'tcp'] as const) {
 			const callers = names.filter(caller => groupOf[caller] !== name);
 			const bindPorts = await freePorts(callers.length);
@@ -169,7 +173,8 @@ export interface Parts {
 		readonly restarts: number;
 		readonly version: string;
 	};
-	readonly registration: {readonly state: string; readonly entry: string};
+	readonly registration: {readonly state: string; readonly entry: string; readonly reason?: string};
+	readonly health: {readonly state: string; readonly reason?: string};
 }
 
 export const partsOf = ({parts}: StatusReport): Parts => parts as unknown as Parts;

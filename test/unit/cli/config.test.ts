@@ -74,21 +74,9 @@ test('config check › warns without failing, and refuses a bundle that is cut s
 	t.is((await onramp(['config', 'print', ...cut.flags])).code, 0, 'an agent would start with it');
 });
 
-test('config print › says that a probe of the WorkloadGroup is not run', async t => {
-	const {directory, flags} = makePlaces(t);
-	const bundle = join(directory, 'probed');
-	mkdirSync(bundle);
-	for (const [path, text] of Object.entries(bundleFiles('autoregister', bundle))) writeFileSync(path, text as string);
-	const {stdout} = await onramp(['config', 'print', ...flags, '--bundle', bundle]);
-	t.regex(
-		stdout,
-		/^# warning: .*mesh\.yaml:17: WorkloadGroup shop\/checkout has a probe, which this version does not run/m,
-	);
-});
-
 test('secrets › planted in each place that may hold one are in no output of any command', async t => {
 	const places = makePlaces(t, {
-		yaml: `control-plane:\n  xds-headers: {authorization: ${planted}}\nworkload:\n  metadata: {DB_PASSWORD: ${planted}}\n`,
+		yaml: `control-plane:\n  xds-headers: {authorization: ${planted}}\nworkload:\n  metadata: {DB_PASSWORD: ${planted}}\nhealth:\n  probes: {web: {httpGet: {port: 80, httpHeaders: [{name: Authorization, value: ${planted}}]}}}\n`,
 		edit: text => `${text}ISTIO_META_API_TOKEN='${planted}'\n`,
 	});
 	writeFileSync(join(places.bundle, 'istio-token'), `${token.slice(0, -3)}`);
@@ -108,6 +96,7 @@ test('secrets › planted in each place that may hold one are in no output of an
 		[['config', 'check', ...places.flags], known],
 		[['config', 'check', ...places.flags], env],
 		[['config', 'print', ...places.flags, '--control-plane-xds-headers', `authorization ${planted}`], known],
+		[['config', 'print', ...places.flags, '--health-probes', `{"web":"${planted}"}`], known],
 		[['status', ...places.flags], known],
 		[['join', '--token-file', tokenFile, ...places.flags], known],
 		[['join', places.bundle, ...places.flags.filter((_, i) => i !== 2 && i !== 3)], known],

@@ -5,7 +5,7 @@ import {directoryWith, onramp} from './command.ts';
 
 /** Of groups, each command too. */
 const commands = [
-	...['', 'run', 'join', 'status', 'leave', 'doctor', 'version'],
+	...['', 'run', 'join', 'status', 'leave', 'ready', 'unready', 'doctor', 'version'],
 	...['config', 'config print', 'config check', 'dns', 'dns lookup'],
 ];
 

@@ -13,8 +13,7 @@ const bundle = bundleFiles('autoregister');
 
 test('config › reads a bundle as istioctl writes it', t => {
 	const {config, warnings} = load(bundle);
-	t.is(warnings.length, 1);
-	t.regex(warnings[0]!, /mesh\.yaml:17: WorkloadGroup shop\/checkout has a probe, which this version does not run/);
+	t.deepEqual(warnings, []);
 	t.like(config.workload, {
 		trustDomain: 'cluster.local',
 		namespace: 'shop',

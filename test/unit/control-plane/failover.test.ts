@@ -28,7 +28,7 @@ async function setUp(t: ExecutionContext) {
 			protocol: 'delta',
 			openAdsStream: controlPlane.openAdsStream,
 			backoff: {baseMs: 10, maxMs: 10},
-			node: encodeNode(buildNode(workload, {readinessPort: 15021, metricsPort: 15090}), '0'),
+			node: () => encodeNode(buildNode(workload, {readinessPort: 15021, metricsPort: 15090}), '0'),
 			onResponse: () => {},
 			onState: () => {},
 		});

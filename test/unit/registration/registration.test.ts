@@ -24,6 +24,8 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 	let upstream = upstreamStatus('connecting');
 	let listener = () => {};
 	const calls: string[] = [];
+	let withheld: string | undefined;
+	let unhealthy: string | undefined;
 	const registration = startRegistration({
 		workload: {...workload, group, addresses: ['10.0.0.5', 'fd00::5']},
 		upstream: () => upstream,
@@ -34,6 +36,8 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 				listener = () => {};
 			};
 		},
+		withheld: () => withheld,
+		unhealthy: () => unhealthy,
 		withdraw: () => calls.push('withdraw'),
 		gate: readiness.gate('registration'),
 		clock,
@@ -44,7 +48,11 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 		listener();
 		return registration.status().state;
 	};
-	return {registration, become, calls, clock, gate: () => readiness.states()[0]!};
+	const say = (what: {withheld?: string; unhealthy?: string}) => {
+		({withheld, unhealthy} = {withheld: undefined, unhealthy: undefined, ...what});
+		registration.look();
+	};
+	return {registration, become, say, calls, clock, gate: () => readiness.states()[0]!};
 }
 
 const follows = test.macro({
@@ -155,3 +163,25 @@ for (const [group, address, network, name] of [
 		t.is(workloadEntryName(group, address, network), name);
 	});
 }
+
+test('registration › in maintenance the stream goes on, registers nothing, and the agent is no less ready for it', t => {
+	const {registration, become, say, gate} = setUp();
+	become('connected');
+	say({withheld: 'maintenance: new disk'});
+	t.like(registration.status(), {state: 'withdrawn', reason: 'maintenance: new disk', hint: 'onramp ready'});
+	t.like(gate(), {isOpen: true, reason: 'not registered: maintenance: new disk'});
+	become('connected');
+	t.is(registration.status().state, 'withdrawn');
+	say({});
+	t.is(registration.status().state, 'registered');
+});
+
+test('registration › an entry that is unhealthy says why, and the agent is no less ready for it', t => {
+	const {registration, become, say, gate} = setUp();
+	become('connected');
+	say({unhealthy: 'web: HTTP status 500'});
+	t.like(registration.status(), {state: 'registered', reason: 'unhealthy: web: HTTP status 500'});
+	t.like(gate(), {isOpen: true, reason: 'bar/checkout-10.0.0.5 at 10.0.0.5, unhealthy: web: HTTP status 500'});
+	say({});
+	t.is(registration.status().reason, undefined);
+});

@@ -66,7 +66,7 @@ test('fleet › 1,000 agents whose control plane dies at once come back within t
 		const upstream = new Upstream({
 			openAdsStream,
 			protocol: 'delta',
-			node: Buffer.alloc(0),
+			node: () => Buffer.alloc(0),
 			backoff,
 			onResponse: () => {},
 			onState: () => {},

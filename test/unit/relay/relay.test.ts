@@ -42,7 +42,7 @@ function setUp(change: Partial<RelayDeps> = {}) {
 		},
 		openAdsStream: upstream.open,
 		backoff: {baseMs: 1000, maxMs: 60_000},
-		node: Buffer.from([0x0a, 1, 0x78]),
+		node: () => Buffer.from([0x0a, 1, 0x78]),
 		owner: 'vm',
 		gate: readiness.gate('configuration'),
 		clock,

@@ -52,7 +52,7 @@ function boot(t: ExecutionContext, dir: string, change: Partial<RelayDeps> = {})
 		},
 		openAdsStream: upstream.open,
 		backoff: {baseMs: 1000, maxMs: 60_000},
-		node: Buffer.from([0x0a, 1, 0x78]),
+		node: () => Buffer.from([0x0a, 1, 0x78]),
 		owner: 'vm as cluster.local/ns/apps/sa/vm in Kubernetes',
 		gate: readiness.gate('configuration'),
 		clock,

@@ -11,7 +11,7 @@ function makeUpstream(t: ExecutionContext, openAdsStream: UpstreamDeps['openAdsS
 	const upstream = new Upstream({
 		openAdsStream,
 		protocol: 'delta',
-		node: Buffer.alloc(0),
+		node: () => Buffer.alloc(0),
 		backoff: {baseMs: 1000, maxMs: 60_000},
 		onResponse: () => {},
 		onState: () => {},
