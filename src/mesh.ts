@@ -187,7 +187,7 @@ function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, registration: Reg
 			if (isConnected()) await inbound.untilLeft(signal);
 		},
 		onLeaving: relay.hold,
-		isEnded: proxy.onStop === 'stop',
+		isEnded: proxy.onStop === 'stop' && (proxy.mode === 'spawn' || proxy.mode === 'off'),
 		keeper: keepWord(config.health.stateDir),
 		startProbers: async onResult => {
 			const {probes, defaultHost} = config.health;
