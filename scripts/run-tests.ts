@@ -18,6 +18,11 @@ const steps: readonly Step[] = [
 		command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/integration/**/*.test.ts'],
 		isTap: true,
 	},
+	{
+		name: 'booted machines',
+		command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/booted/**/*.test.ts'],
+		isTap: true,
+	},
 ];
 
 let passed = 0;

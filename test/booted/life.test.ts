@@ -1,27 +1,299 @@
-import test from 'ava';
-import {idOf} from '../support/control-plane.ts';
+// The life of two machines with the packages, told in order: each test begins where the one before has ended.
+import {readdirSync} from 'node:fs';
+import {join} from 'node:path';
+import test, {type ExecutionContext} from 'ava';
+import {idOf} from '../support/captured-mesh.ts';
+import {until} from '../support/mesh.ts';
+import {missingForMachines} from './machine.ts';
+import {shareScope} from './scope.ts';
 import {
+	type BootedWorld,
 	buildPackages,
 	install,
 	joinMesh,
 	makeBootedWorld,
-	skippedWithoutMachines,
+	type Packages,
 	untilActive,
 	untilAnswered,
+	type Vm,
+	vips,
 } from './world.ts';
 
-test.serial('package › installed and joined, a machine is called and calls over mutual TLS', async t => {
-	if (await skippedWithoutMachines(t)) return;
-	const packages = await buildPackages(t);
-	const world = await makeBootedWorld(t);
-	const [a, b] = await Promise.all([world.boot('a'), world.boot('b')]);
-	for (const vm of [a, b]) {
-		t.regex(await install(vm, packages), /onramp is installed and does nothing yet: onramp join BUNDLE/);
-		t.is(await vm.machine.show('onramp.service', 'ActiveState'), 'inactive', 'quiet until it is joined');
-		t.is((await vm.machine.must('systemctl --failed --plain --no-legend')).trim(), '');
-		t.log(await joinMesh(vm));
-		await untilActive(vm, 'onramp-ready.target');
-	}
+const {scope, step: shared} = shareScope(test);
+let [world, a, b, packages] = [undefined, undefined, undefined, undefined] as unknown as [
+	BootedWorld,
+	Vm,
+	Vm,
+	Packages,
+];
+let before: readonly string[] = [];
+
+function step(title: string, run: (t: ExecutionContext) => Promise<void>): void {
+	shared(`package › ${title}`, async t => {
+		const reason = await missingForMachines();
+		if (reason === undefined) return run(t);
+		t.log(`skipped: ${reason}`);
+		t.pass();
+	});
+}
+
+/** What an installation may leave behind: files that are not in the image, rules, users, units, processes. */
+async function lookAround({machine}: Vm): Promise<string> {
+	const script = [
+		'nft list ruleset',
+		'ip rule; ip -6 rule',
+		'cut -d: -f1 /etc/passwd /etc/group',
+		'systemctl list-units --all --plain --no-legend "onramp*" | cut -d" " -f1',
+		"find /etc /usr /var /run -xdev \\( -path '/run/systemd/*' -o -path '/var/lib/dpkg/*' -o -path '/var/lib/systemd/*' -o -path '/var/log/*' -o -path '/run/log/*' -o -path '/var/cache/*' -o -path '/run/user/*' -o -path '/var/tmp/systemd-private-*' -o -path '/run/agetty.reload' \\) -prune -o -print | grep -v '/etc/\\(passwd\\|group\\|shadow\\|gshadow\\)-$' | sort",
+		'ps -eo user:20,args | grep -c "[o]nramp" || true',
+	];
+	return machine.must(script.join('; echo --; '));
+}
+
+const envoyPid = ({machine}: Vm): Promise<string> => machine.show('onramp-envoy.service', 'MainPID');
+const agentPid = ({machine}: Vm): Promise<string> => machine.show('onramp-agent.service', 'MainPID');
+const rulesOf = ({machine}: Vm): Promise<string> => machine.must('nft -s list ruleset');
+
+async function assertBothWays(t: ExecutionContext): Promise<void> {
 	t.like(await untilAnswered(a, 'b'), {app: 'b', caller: idOf('a')});
 	t.like(await untilAnswered(b, 'a'), {app: 'a', caller: idOf('b')});
+}
+
+/** Requests both ways while something happens to `a`; none may fail. */
+async function underLoad(t: ExecutionContext, act: () => Promise<void>): Promise<void> {
+	const loads = [
+		[a, 'b'],
+		[b, 'a'],
+	] as const;
+	for (const [from, to] of loads) await from.app.send('startLoad', {url: `http://${vips[to]}/load`, everyMs: 10});
+	try {
+		await act();
+	} finally {
+		for (const [from, to] of loads) {
+			const result = await from.app.send<{sent: number; failed: number; firstFailure?: string}>('stopLoad');
+			t.is(result.failed, 0, `to ${to}: ${result.failed} of ${result.sent}, first: ${result.firstFailure}`);
+			t.log(`to ${to}: ${result.sent} requests, ${result.failed} failed`);
+		}
+	}
+}
+
+async function untilReady({machine}: Vm): Promise<void> {
+	await machine.must('onramp status --wait 60s');
+}
+
+step('a fresh installation is quiet: nothing runs, nothing has failed, and one line says what to do', async t => {
+	packages = await buildPackages(scope);
+	world = await makeBootedWorld(scope);
+	[a, b] = await Promise.all([world.boot('a'), world.boot('b')]);
+	before = (await lookAround(a)).split('\n');
+	for (const vm of [a, b]) {
+		const said = await install(vm, packages);
+		t.regex(said, /^onramp is installed and does nothing yet: onramp join BUNDLE$/m);
+		t.is(await vm.machine.show('onramp.service', 'ActiveState'), 'inactive');
+		t.is((await vm.machine.must('systemctl --failed --plain --no-legend')).trim(), '');
+	}
 });
+
+step('joined, a machine is called and calls over mutual TLS, and its application knows nothing of it', async t => {
+	for (const vm of [a, b]) {
+		const startedMs = performance.now();
+		t.regex(await joinMesh(vm), /onramp.service: enabled[\s\S]*ready: spiffe:/);
+		await untilActive(vm, 'onramp-ready.target');
+		t.log(`${vm.machine.name}: in the mesh ${Math.round(performance.now() - startedMs)} ms after "onramp join"`);
+	}
+	await assertBothWays(t);
+	t.regex(await a.machine.must('onramp join /root/bundle'), /nothing to do/, 'again changes nothing');
+});
+
+step('the units hold what they promise: no capability, no root, an exposure of 1.5 at most', async t => {
+	const list = readdirSync(join(import.meta.dirname, '../../packaging/units'));
+	t.is(await a.machine.must(`systemd-analyze verify --man=no ${list.join(' ')} 2>&1`), '', 'no complaint');
+	for (const unit of ['onramp-agent.service', 'onramp-envoy.service']) {
+		const text = await a.machine.must(`systemd-analyze security --no-pager ${unit} | tail -1`);
+		const exposure = Number(/: (\d+\.\d+)/.exec(text)?.[1]);
+		t.true(exposure <= 1.5, `${unit}: ${text}`);
+		t.log(text.trim());
+		const status = await a.machine.must(`cat /proc/${await a.machine.show(unit, 'MainPID')}/status`);
+		for (const set of ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'])
+			t.regex(status, new RegExp(`^${set}:\\s+0+$`, 'm'), `${unit} ${set}`);
+		t.notRegex(status, /^Uid:\s+0/m);
+	}
+});
+
+step('a hostile local user gets no socket, no key, no token, no admin and no control', async t => {
+	const agent = await agentPid(a);
+	const envoy = await envoyPid(a);
+	const tries: readonly (readonly [what: string, command: string])[] = [
+		...['control.sock', 'xds.sock', 'admin.sock'].map(
+			name => [name, `curl -sS -m 5 --unix-socket /run/onramp/${name} http://x/status`] as const,
+		),
+		['list sockets', 'ls /run/onramp/'],
+		['key', 'cat /var/lib/onramp/identity/current/key.pem'],
+		['state', 'ls /var/lib/onramp/'],
+		['token', 'cat /etc/onramp/bundle/istio-token'],
+		['capture state', 'ls /run/onramp-capture/'],
+		...[agent, envoy].flatMap(pid => [
+			[`environ ${pid}`, `cat /proc/${pid}/environ`] as const,
+			[`memory ${pid}`, `head -c1 /proc/${pid}/mem`] as const,
+			[`files ${pid}`, `ls /proc/${pid}/fd/`] as const,
+			[`kill ${pid}`, `kill -0 ${pid}`] as const,
+		]),
+		['rules', 'nft list ruleset'],
+		['stop', 'systemctl stop onramp'],
+		['status', 'onramp status'],
+		['leave', 'onramp leave'],
+	];
+	for (const [what, command] of tries) {
+		const {code, stdout} = await a.machine.sh(`setpriv --reuid 65534 --regid 65534 --clear-groups -- ${command}`);
+		t.not(code, 0, `${what}: ${stdout}`);
+	}
+	const abstract = await a.machine.must("grep -o '@.*envoy.*\\|@.*onramp.*' /proc/net/unix || true");
+	t.is(abstract.trim(), '', 'no socket without a file mode');
+	const shown = await a.machine.must('ps -eo args; systemctl show onramp-agent onramp-envoy');
+	const token = (await a.machine.must('cat /etc/onramp/bundle/istio-token')).trim();
+	t.false(shown.includes(token), 'no secret in a command line or a property');
+	await assertBothWays(t);
+});
+
+step('the agent killed: it is back, and Envoy, rules and requests never notice', async t => {
+	const [envoy, agent, rules] = [await envoyPid(a), await agentPid(a), await rulesOf(a)];
+	await underLoad(t, async () => {
+		await a.machine.must(`kill -9 ${agent}`);
+		await until('another agent', async () => !['0', agent].includes(await agentPid(a)));
+		await untilReady(a);
+	});
+	t.is(await envoyPid(a), envoy);
+	t.is(await rulesOf(a), rules);
+	await untilActive(a, 'onramp-ready.target');
+});
+
+step('an agent that hangs is ended by the watchdog and started anew', async t => {
+	const dropIn = '/run/systemd/system/onramp-agent.service.d';
+	await a.machine.must(`mkdir ${dropIn} && printf '[Service]\\nWatchdogSec=2s\\n' > ${dropIn}/quick.conf`);
+	await a.machine.must('systemctl daemon-reload && systemctl restart onramp-agent');
+	const agent = await agentPid(a);
+	await a.machine.must(`kill -STOP ${agent}`);
+	await until('another agent', async () => !['0', agent].includes(await agentPid(a)), 60_000);
+	await untilReady(a);
+	t.regex(await a.machine.must('journalctl -u onramp-agent -b'), /watchdog/i);
+	await a.machine.must(`rm -r ${dropIn} && systemctl daemon-reload && systemctl restart onramp-agent`);
+	await assertBothWays(t);
+});
+
+step('Envoy killed: it is back within a second, the agent and the rules stay', async t => {
+	const [envoy, agent, rules] = [await envoyPid(a), await agentPid(a), await rulesOf(a)];
+	await a.machine.must(`kill -9 ${envoy}`);
+	const startedMs = performance.now();
+	await until('another Envoy', async () => !['0', envoy].includes(await envoyPid(a)));
+	await assertBothWays(t);
+	t.log(`answers both ways ${Math.round(performance.now() - startedMs)} ms after`);
+	t.is(await agentPid(a), agent);
+	t.is(await rulesOf(a), rules);
+	await untilReady(a);
+});
+
+step('restart onramp changes the agent only, and loses no request', async t => {
+	const [envoy, agent] = [await envoyPid(a), await agentPid(a)];
+	await underLoad(t, async () => {
+		await a.machine.must('systemctl restart onramp');
+		await until('another agent', async () => !['0', agent].includes(await agentPid(a)));
+		await untilReady(a);
+	});
+	t.is(await envoyPid(a), envoy);
+	t.deepEqual(await entries(), ['a', 'b']);
+});
+
+step('an upgrade and the way back lose no request, and leave Envoy and rules alone', async t => {
+	const newer = await buildPackages(scope, {version: '0.2.0', names: 'onramp'});
+	const [envoy, rules] = [await envoyPid(a), await rulesOf(a)];
+	await a.machine.must("echo '# edited' >> /etc/onramp/onramp.yaml");
+	for (const [from, version] of [
+		[newer, '0.2.0'],
+		[packages, '0.1.0'],
+	] as const) {
+		const agent = await agentPid(a);
+		const file = from.of('onramp');
+		await a.machine.copy(join(from.directory, file), `/root/${file}`);
+		await underLoad(t, async () => {
+			await a.machine.must(`dpkg --force-unsafe-io --force-confold -i /root/${file}; rm /root/${file}`);
+			await until('another agent', async () => !['0', agent].includes(await agentPid(a)));
+			await untilReady(a);
+		});
+		t.regex(await a.machine.must('dpkg -s onramp'), new RegExp(`Version: ${version}`));
+		t.is(await envoyPid(a), envoy, version);
+		t.is(await rulesOf(a), rules, version);
+	}
+	t.regex(await a.machine.must('cat /etc/onramp/onramp.yaml'), /# edited/);
+});
+
+step(
+	'a stop leaves the mesh, drains, takes the rules away and ends Envoy last; an upgrade then leaves it stopped',
+	async t => {
+		await a.machine.must('systemctl stop onramp');
+		const said = await a.machine.must("journalctl -b -u 'onramp*' -o cat");
+		const at = [
+			'left the mesh; no request is in flight',
+			'capture: removed',
+			'Stopped onramp-agent.service',
+			'Stopped onramp-envoy.service',
+		];
+		const places = at.map(line => said.lastIndexOf(line));
+		t.deepEqual(
+			places,
+			places.toSorted((one, other) => one - other),
+			`the order of a stop:\n${said.slice(-3000)}`,
+		);
+		t.true(places[0]! > 0);
+		const file = packages.of('onramp');
+		await a.machine.copy(join(packages.directory, file), `/root/${file}`);
+		await a.machine.must(`dpkg --force-unsafe-io --force-confold -i /root/${file}; rm /root/${file}`);
+		for (const unit of ['onramp', 'onramp-agent', 'onramp-envoy', 'onramp-capture', 'onramp-leave'])
+			t.is(await a.machine.show(`${unit}.service`, 'ActiveState'), 'inactive', unit);
+		t.is((await rulesOf(a)).trim(), '');
+		t.deepEqual(await entries(), ['b'], 'it has left');
+		await a.machine.must('systemctl start onramp');
+		await untilActive(a, 'onramp-ready.target');
+		await assertBothWays(t);
+	},
+);
+
+step('after a reboot, and after a power cut, the machine is in the mesh again by itself', async t => {
+	for (const how of ['reboot', 'crash'] as const) {
+		await a.machine[how]();
+		await untilActive(a, 'onramp-ready.target');
+		await assertBothWays(t);
+		t.log(`${how}: ${(await a.machine.must('systemd-analyze critical-chain onramp-ready.target --no-pager')).trim()}`);
+	}
+});
+
+step('a unit that needs the mesh starts once it is there', async t => {
+	await a.machine.must(
+		`printf '[Unit]\\nRequires=onramp-ready.target\\nAfter=onramp-ready.target\\n[Service]\\nType=oneshot\\nExecStart=/usr/bin/curl -sSf -m 10 http://${vips.b}/\\n[Install]\\nWantedBy=multi-user.target\\n' > /etc/systemd/system/app.service; systemctl enable app`,
+	);
+	await a.machine.reboot();
+	await until('the end of the application', async () =>
+		/(Finished|Failed)/.test(await a.machine.must('journalctl -b -u app')),
+	);
+	t.regex(await a.machine.must('journalctl -b -u app'), /"app":"b"/);
+	await a.machine.must('systemctl disable app; rm /etc/systemd/system/app.service; systemctl daemon-reload');
+});
+
+step('removed, its rules and services are gone and the configuration stays; purged, nothing is left', async t => {
+	await a.machine.must('dpkg -r onramp');
+	t.is((await rulesOf(a)).trim(), '');
+	t.deepEqual(await entries(), ['b']);
+	t.is((await a.machine.must('systemctl list-units --all --plain --no-legend "onramp*"')).trim(), '');
+	await a.machine.must('test -e /etc/onramp/onramp.yaml -a -e /etc/onramp/bundle/cluster.env');
+	await a.machine.must('dpkg -P onramp onramp-envoy; rm -r /root/bundle');
+	const now = (await lookAround(a)).split('\n');
+	t.deepEqual(
+		{more: now.filter(line => !before.includes(line)), less: before.filter(line => !now.includes(line))},
+		{more: [], less: []},
+	);
+});
+
+/** Who is registered. */
+async function entries(): Promise<string[]> {
+	const list = (await world.control('workloadEntries')) as readonly {readonly name: string}[];
+	return list.map(({name}) => String(name).slice(0, 1)).toSorted();
+}

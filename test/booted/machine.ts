@@ -223,7 +223,7 @@ export class Machine {
 
 	async #destroy(tell: ((text: string) => void) | undefined): Promise<void> {
 		if (tell && this.#leader > 0) {
-			const {stdout} = await this.#enter(['journalctl', '-b', '--no-pager', '-n', '120', '-o', 'short-monotonic']);
+			const {stdout} = await this.#enter(['journalctl', '-b', '--no-pager', '-n', '60', '-o', 'short-monotonic']);
 			tell(`${this.name}:\n${stdout}`);
 		}
 		await this.#end('SIGKILL');

@@ -6,9 +6,9 @@ import {join} from 'node:path';
 import {promisify} from 'node:util';
 import type {ExecutionContext} from 'ava';
 import {buildAgent} from '../support/agent.ts';
-import {addGroups, type ControlPlane, startControlPlane, vips} from '../support/control-plane.ts';
+import {type Control, type Echo, startControlPlane} from '../support/captured-mesh.ts';
 import {until} from '../support/mesh.ts';
-import {address, addVm, makeWorld, type Namespace, type Peer, secondWire} from '../support/netns.ts';
+import {address, addVm, makeWorld, type Namespace, type Peer} from '../support/netns.ts';
 import {Machine, type MachineOptions, missingForMachines} from './machine.ts';
 
 const run = promisify(execFile);
@@ -22,6 +22,9 @@ export async function skippedWithoutMachines(t: ExecutionContext): Promise<boole
 	t.pass();
 	return true;
 }
+
+/** Addresses of the services, which no machine has: only Envoy knows where they are. */
+export const vips = {a: '240.240.0.11', b: '240.240.0.12'} as const;
 
 export interface Packages {
 	readonly directory: string;
@@ -61,7 +64,7 @@ export interface Vm {
 }
 
 export interface BootedWorld {
-	readonly control: ControlPlane;
+	readonly control: Control;
 	readonly far: Namespace;
 	readonly directory: string;
 	/** Boots a machine of a group and starts its application; nothing is installed yet. */
@@ -73,8 +76,7 @@ export async function makeBootedWorld(t: ExecutionContext): Promise<BootedWorld>
 	const world = await makeWorld(t, {ipv6: false});
 	await chmod(world.directory, 0o755);
 	const second = await addVm(t, world);
-	const control = await startControlPlane(world.far);
-	await addGroups(control);
+	const control = await startControlPlane(world, {a: {vip: vips.a}, b: {vip: vips.b}}, 10);
 	const namespaceOf = {a: world.vm, b: second};
 	const bundle = async (group: 'a' | 'b'): Promise<string> => {
 		const directory = join(world.directory, `bundle-${group}`);
@@ -101,7 +103,7 @@ export async function makeBootedWorld(t: ExecutionContext): Promise<BootedWorld>
 export async function install({machine}: Pick<Vm, 'machine'>, packages: Packages): Promise<string> {
 	const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
 	for (const file of files) await machine.copy(join(packages.directory, file), `/root/${file}`);
-	return machine.must(`dpkg -i ${files.map(file => `/root/${file}`).join(' ')} && rm /root/*.deb`);
+	return machine.must(`dpkg --force-unsafe-io -i ${files.map(file => `/root/${file}`).join(' ')} && rm /root/*.deb`);
 }
 
 /** As an admin does it. */
@@ -112,12 +114,6 @@ export async function joinMesh({machine, bundle}: Vm): Promise<string> {
 
 export async function untilActive({machine}: Vm, unit: string): Promise<void> {
 	await until(`${unit} of ${machine.name}`, async () => (await machine.show(unit, 'ActiveState')) === 'active', 60_000);
-}
-
-export interface Echo {
-	readonly app?: string;
-	readonly caller?: string;
-	readonly error?: string;
 }
 
 /** Waits until the application of one is answered by that of the other. */
@@ -131,5 +127,3 @@ export function untilAnswered(from: Vm, to: 'a' | 'b'): Promise<Echo> {
 		30_000,
 	);
 }
-
-export const addresses = {a: address.vm.ip, b: secondWire.vm} as const;

@@ -24,20 +24,22 @@ export const idOf = (group: string): string => `spiffe://cluster.local/ns/${mesh
 export const hostOf = (group: string): string => `${group}.${meshNamespace}.svc.cluster.local`;
 
 /** Commands of src/sandbox/main.ts. */
-export type Control = (...command: readonly unknown[]) => Promise<void>;
+export type Control = (...command: readonly unknown[]) => Promise<unknown>;
 
 /** The sandbox in the far namespace, with a group and a service each for these; commands go in as lines. */
 export async function startControlPlane(
 	{far}: World,
 	groups: Readonly<Record<string, {readonly vip: string}>>,
+	/** How long an entry outlives its stream; istiod's own is 10 s. */
+	graceSeconds = 1,
 ): Promise<Control> {
 	const script = fileURLToPath(new URL('../../src/sandbox/main.ts', import.meta.url));
 	const child = far.spawn(
 		[process.execPath, script, '--host', address.far.ip, '--port', '15012', '--app-port', '0', '--strict'].concat(
-			...['--grace-seconds', '1'],
+			...['--grace-seconds', String(graceSeconds)],
 		),
 	);
-	const events: {readonly event: string; readonly error?: string}[] = [];
+	const events: {readonly event: string; readonly result?: unknown; readonly error?: string}[] = [];
 	createInterface({input: child.stdout!}).on('line', line => events.push(JSON.parse(line)));
 	await until('the control plane', () => events.some(({event}) => event === 'started'), 60_000);
 	const control: Control = async (...command) => {
@@ -47,6 +49,7 @@ export async function startControlPlane(
 			events.slice(before).find(({event}) => event === 'done' || event === 'failed'),
 		);
 		if (answer.event === 'failed') throw new Error(answer.error);
+		return answer.result;
 	};
 	for (const [name, {vip}] of Object.entries(groups)) {
 		const labels = {app: name};

@@ -2,7 +2,7 @@ import {chown, mkdir, readdir} from 'node:fs/promises';
 import {join} from 'node:path';
 import test from 'ava';
 import {buildAgent} from '../../support/agent.ts';
-import {addGroups, idOf, startControlPlane, vips} from '../../support/control-plane.ts';
+import {idOf, startControlPlane} from '../../support/captured-mesh.ts';
 import {ensureEnvoy} from '../../support/envoy.ts';
 import {until} from '../../support/mesh.ts';
 import {
@@ -24,14 +24,15 @@ interface Echo {
 	readonly error?: string;
 }
 
+const vips = {a: '240.240.0.11', b: '240.240.0.12'} as const;
+
 test.serial(
 	'mesh › two VMs talk over mutual TLS through the kernel’s rules, and their applications know nothing of it',
 	async t => {
 		if (skippedWithout(t)) return;
 		const world = await makeWorld(t, {ipv6: false});
 		const second = await addVm(t, world);
-		const control = await startControlPlane(world.far);
-		await addGroups(control);
+		const control = await startControlPlane(world, {a: {vip: vips.a}, b: {vip: vips.b}});
 		const [agentPath, envoyPath] = [await buildAgent(), await ensureEnvoy()];
 		const join1 = async (group: 'a' | 'b', vm: Namespace, at: string): Promise<Vm> => {
 			const directory = join(world.directory, group);
