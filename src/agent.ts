@@ -118,6 +118,10 @@ export async function runAgent(
 			contentType: 'text/plain; version=0.0.4',
 		}));
 		status.addCommand('drain', proxy.drain);
+		status.addCommand('proxy-replace', async () => {
+			await proxy.replace();
+			return proxy.status();
+		});
 		if (capturing) {
 			// Stopped after the registration, and before Envoy.
 			const capture = await parts.start('capture', () =>

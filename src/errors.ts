@@ -41,6 +41,7 @@ export type ErrorCode =
 	| 'proxy.port_in_use'
 	| 'proxy.admin_failed'
 	| 'proxy.state_unusable'
+	| 'proxy.replacement_failed'
 	// dns
 	| 'dns.name_invalid'
 	| 'dns.off'

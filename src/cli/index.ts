@@ -10,6 +10,7 @@ import {readyCommand, unreadyCommand} from './health.ts';
 import {joinCommand} from './join.ts';
 import {leaveCommand} from './leave.ts';
 import type {PlainFlags} from './plain-run.ts';
+import {proxyCommand} from './proxy.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
 import {explainUsage} from './usage.ts';
@@ -61,6 +62,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	captureCommand,
 	configCommand,
 	dnsCommand,
+	proxyCommand,
 	versionCommand,
 ];
 

@@ -48,6 +48,8 @@ export function readProxy(
 		drainMs: resolver.take(table.drain),
 		terminationDrainMs: resolver.take(table.terminationDrain),
 		drainCeilingMs: resolver.take(table.drainCeiling),
+		replaceTimeoutMs: resolver.take(table.replaceTimeout),
+		replaceCeilingMs: resolver.take(table.replaceCeiling),
 		crashBudget: resolver.take(table.crashBudget),
 		crashWindowMs: resolver.take(table.crashWindow),
 		restartBackoffBaseMs: resolver.take(table.restartBase),

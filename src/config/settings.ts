@@ -656,6 +656,20 @@ export const table = {
 	drainCeiling: setting('proxy.drain-ceiling', values.duration(), '25s', 'Longest wait for requests in flight', {
 		leaf: 'proxy.drainCeilingMs',
 	}),
+	replaceTimeout: setting(
+		'proxy.replace-timeout',
+		values.duration(1000),
+		'1m',
+		'How long an Envoy that replaces another may take to serve as much; then the old one stays',
+		{leaf: 'proxy.replaceTimeoutMs'},
+	),
+	replaceCeiling: setting(
+		'proxy.replace-ceiling',
+		values.duration(),
+		'10m',
+		'How long connections may go on with an Envoy that was replaced',
+		{leaf: 'proxy.replaceCeilingMs'},
+	),
 	crashBudget: setting(
 		'proxy.crash-budget',
 		values.integer(0, 1000),

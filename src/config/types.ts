@@ -146,6 +146,10 @@ export interface ProxyConfig {
 	readonly terminationDrainMs: number;
 	/** Ceiling of the wait for requests in flight on stop. */
 	readonly drainCeilingMs: number;
+	/** How long an Envoy that replaces another may take to serve as much. */
+	readonly replaceTimeoutMs: number;
+	/** How long connections may go on with an Envoy that was replaced. */
+	readonly replaceCeilingMs: number;
 	/** More than this many unexpected exits within the window means `failed`. */
 	readonly crashBudget: number;
 	readonly crashWindowMs: number;

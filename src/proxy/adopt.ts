@@ -23,6 +23,8 @@ export interface Leftover {
 	readonly identity: ProcessIdentity;
 	readonly version: string | undefined;
 	readonly mismatch: string | undefined;
+	/** Whether it is up and open to everybody all the same, so that it may go on until there is a better one. */
+	readonly isServing: boolean;
 }
 
 /** An agent that comes back at once may find its Envoy still opening the admin socket. */
@@ -61,18 +63,17 @@ export async function findLeftover(
 		['the bootstrap changed', startedWith.hash === wanted.bootstrapHash],
 		['the admin socket moved', startedWith.admin === wanted.adminSocketPath],
 	]);
-	if (mismatch !== undefined) return {identity, version: undefined, mismatch};
+	// At another place nothing of it can be asked.
+	if (startedWith.admin !== wanted.adminSocketPath) return {identity, version: undefined, mismatch, isServing: false};
 	const info = await askInfo(admin, clock, signal);
-	if (typeof info === 'string') return {identity, version: undefined, mismatch: info};
-	return {
-		identity,
-		version: info.version,
-		mismatch: firstMismatch([
-			['another envoy answers on the admin socket', info.configPath === wanted.bootstrapPath],
-			// Begun by an agent that did not live to end it, and it cannot be taken back.
-			['it drains', info.state !== 'DRAINING'],
-		]),
-	};
+	if (typeof info === 'string') return {identity, version: undefined, mismatch: info, isServing: false};
+	const refusal = firstMismatch([
+		['another envoy answers on the admin socket', info.configPath === wanted.bootstrapPath],
+		// Begun by an agent that did not live to end it, and it cannot be taken back.
+		['it drains', info.state !== 'DRAINING'],
+	]);
+	const isServing = refusal === undefined && info.state === 'LIVE';
+	return {identity, version: info.version, mismatch: refusal ?? mismatch, isServing};
 }
 
 function findRecorded(record: ProcessRecord | undefined): ProcessIdentity | undefined {

@@ -12,16 +12,19 @@ export interface StartInput {
 	/** As text. */
 	readonly bootstrap: string;
 	readonly admin: Pick<AdminClient, 'socketPath' | 'ready'>;
+	/** By the Envoy that is to be replaced. */
+	readonly mayPortsBeTaken?: boolean;
 }
 
 /**
  * Sees to all that Envoy needs for its start, and returns what tells its binary from another, see `checkBinary`.
  * @throws AgentError for what is missing; all of it can come right by itself or by somebody's hand, so it is waited for
  */
-export async function prepareStart({config, bootstrap, admin}: StartInput): Promise<string> {
+export async function prepareStart({config, bootstrap, admin, mayPortsBeTaken = false}: StartInput): Promise<string> {
 	const binary = checkBinary(config.binaryPath);
 	writeFiles(config, bootstrap);
 	await refuseSharedAdmin(admin);
+	if (mayPortsBeTaken) return binary;
 	checkPortsFree(config.listenAddress, {
 		...(config.readinessPort === 0 ? {} : {readiness: config.readinessPort}),
 		...(config.metricsPort === 0 ? {} : {metrics: config.metricsPort}),

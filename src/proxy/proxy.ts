@@ -1,3 +1,4 @@
+import {AgentError} from '../errors.ts';
 import {never} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
 import {renderBootstrap} from './bootstrap.ts';
@@ -26,14 +27,21 @@ export async function startProxy(deps: ProxyDeps, signal: AbortSignal): Promise<
 }
 
 async function startSpawned(deps: ProxyDeps, signal: AbortSignal): Promise<EnvoyProxy> {
-	const supervisor = new Supervisor({...deps, bootstrap: bootstrapText(deps), addresses: addressesOf(deps.node)});
+	const supervisor = new Supervisor({
+		...deps,
+		renderBootstrap: config => bootstrapText({...deps, config}),
+		addresses: addressesOf(deps.node),
+	});
 	await supervisor.begin(signal);
 	const finished = supervisor.run();
 	finished.catch(() => {}); // Noticed by whoever waits for `finished`.
 	let stopped: Promise<void> | undefined;
 	return {
 		finished: finished.then(() => never),
-		admin: supervisor.admin,
+		get admin() {
+			return supervisor.admin;
+		},
+		replace: () => supervisor.replace(),
 		status: () => supervisor.status(),
 		scrape: () => supervisor.admin.prometheus(),
 		drain: () => supervisor.drain(),
@@ -76,6 +84,7 @@ async function startExternal(deps: ProxyDeps): Promise<EnvoyProxy> {
 		admin,
 		status: () => ({...watch.state, pid: undefined, adopted: false, restarts: 0}),
 		scrape: () => admin.prometheus(),
+		replace: refuseToReplace,
 		drain: () => {
 			watch.noteDraining();
 			drained ??= drainEnvoy({admin, clock, log, ...config});
@@ -98,10 +107,17 @@ function noProxy({config, gate, clock}: ProxyDeps): EnvoyProxy {
 		admin: new AdminClient(config.adminSocketPath),
 		status: () => ({state: 'off', pid: undefined, version: undefined, adopted: false, restarts: 0, since}),
 		scrape: async () => '',
+		replace: refuseToReplace,
 		drain: async () => {},
 		lookNow: () => {},
 		stop: async () => {},
 	};
+}
+
+async function refuseToReplace(): Promise<void> {
+	throw new AgentError('proxy.replacement_failed', 'replace envoy: this agent does not run it', {
+		hint: 'only with proxy.mode spawn',
+	});
 }
 
 /** Envoy reads JSON as well as YAML; the text is what is hashed. */

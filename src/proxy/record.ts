@@ -6,6 +6,10 @@ import {writePrivateFile} from './private-file.ts';
 export interface ProcessRecord {
 	/** Undefined between two Envoys. */
 	readonly process?: RecordedProcess | undefined;
+	/** Started beside it, to take its place; not there yet. */
+	readonly successor?: RecordedProcess | undefined;
+	/** Its place has been taken; it serves what it has to the end. */
+	readonly retiring?: RecordedProcess | undefined;
 	/** The file it was started from, see `checkBinary`. */
 	readonly binary: string;
 	/** Optional flags that this file refused. */
@@ -44,10 +48,11 @@ const isObject = (value: unknown): value is Record<string, unknown> => typeof va
 /** Another release may have written it, so the shape is checked; undefined when it is not ours. */
 function parseRecord(value: unknown): ProcessRecord | undefined {
 	if (!isObject(value)) return undefined;
-	const {process: running, binary, refusedFlags} = value;
+	const {process: running, successor, retiring, binary, refusedFlags} = value;
 	if (!isString(binary) || !isStrings(refusedFlags)) return undefined;
-	if (running === undefined) return {binary, refusedFlags};
-	return isRecordedProcess(running) ? {process: running, binary, refusedFlags} : undefined;
+	const processes = Object.entries({process: running, successor, retiring}).filter(([, each]) => each !== undefined);
+	if (!processes.every(([, each]) => isRecordedProcess(each))) return undefined;
+	return {...Object.fromEntries(processes), binary, refusedFlags};
 }
 
 function isRecordedProcess(value: unknown): value is RecordedProcess {

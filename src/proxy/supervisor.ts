@@ -1,24 +1,27 @@
-import {rmSync} from 'node:fs';
+import {existsSync, rmSync} from 'node:fs';
+import type {ProxyConfig} from '../config/types.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
-import {findLeftover, hashOf} from './adopt.ts';
+import {findLeftover, hashOf, type Leftover} from './adopt.ts';
 import {findRefusedFlag, renderArguments} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy, endEnvoy} from './drain.ts';
 import {EnvoyLog} from './envoy-log.ts';
 import {adoptEnvoy, type EnvoyExit, type EnvoyProcess, spawnEnvoy} from './envoy-process.ts';
 import {describeExit, hintForExit} from './exit-report.ts';
-import {bootId} from './linux-process.ts';
+import {bootId, findByArguments, identify} from './linux-process.ts';
 import {errorLogPath} from './log-file.ts';
 import {monitorEnvoy} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
-import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
+import {loadRecord, type ProcessRecord, type RecordedProcess, saveRecord} from './record.ts';
+import {makeSlots, type Slot} from './slot.ts';
+import {raiseSuccessor, retireEnvoy} from './succession.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
 
 export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath' | 'statusAddress' | 'statusPort'> {
-	/** The bootstrap as text. */
-	readonly bootstrap: string;
+	/** The bootstrap as text, for an Envoy with these paths. */
+	readonly renderBootstrap: (config: ProxyConfig) => string;
 	/** Addresses of this machine, which decide Envoy's preferred IP version. */
 	readonly addresses: readonly string[];
 }
@@ -26,14 +29,19 @@ export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath'
 /** What is outside our power (a port, a file) is looked at again this often. */
 const waitMs = 1000;
 
+/** A replacement that failed is tried again after this long, as what it lacked may have come. */
+const replaceAgainMs = 300_000;
+
 /**
  * Keeps one Envoy running. All changes of state go through `#enter`. The life of a process: found and adopted, or
  * spawned (`starting`); `running` once ready; when it ends by itself `backing-off`, or `failed` past the crash budget;
  * then spawned anew. `failed` is a name for people and gates, not an end: a new try is made every
  * `restartBackoffMaxMs`, as what made it crash (a configuration, memory) can pass.
+ *
+ * One that serves but is not what is wanted any more (another binary, another bootstrap) goes on until a successor
+ * beside it serves as much; see `succession.ts`.
  */
 export class Supervisor {
-	readonly admin: AdminClient;
 	readonly #deps: SupervisorDeps;
 	readonly #stopping = new AbortController();
 	/** After all is done: an adopted process has to be watched until its end. */
@@ -43,7 +51,16 @@ export class Supervisor {
 	readonly #envoyLog: EnvoyLog;
 	#state: ProxyState = 'starting';
 	#since: Date;
+	readonly #slots: readonly [Slot, Slot];
+	#slot: Slot;
 	#process: EnvoyProcess | undefined;
+	/** Aborts when another process has taken its place. */
+	#replaced = new AbortController();
+	#replacing: Promise<void> | undefined;
+	#retiring: {readonly process: EnvoyProcess; readonly done: Promise<void>} | undefined;
+	/** Why the Envoy that serves is not the wanted one. */
+	#outdated: string | undefined;
+	#replaceProblem: string | undefined;
 	#version: string | undefined;
 	#isReady = false;
 	#nudge = new AbortController();
@@ -52,6 +69,8 @@ export class Supervisor {
 	#lastExit: LastExit | undefined;
 	#crashesMs: number[] = [];
 	#record: ProcessRecord = {binary: '', refusedFlags: []};
+	/** Optional flags by the binary that does not know them. */
+	readonly #refused = new Map<string, string[]>();
 	#drained: Promise<void> | undefined;
 	#running: Promise<void> | undefined;
 
@@ -60,7 +79,8 @@ export class Supervisor {
 		this.#deps = deps;
 		this.#since = clock.now();
 		this.#envoyLog = new EnvoyLog(config, deps.log);
-		this.admin = new AdminClient(config.adminSocketPath);
+		this.#slots = makeSlots(config, deps.renderBootstrap);
+		this.#slot = this.#slots[0];
 		this.#backoff = new Backoff(
 			{baseMs: config.restartBackoffBaseMs, maxMs: config.restartBackoffMaxMs, resetAfterMs: config.crashWindowMs},
 			clock,
@@ -68,6 +88,11 @@ export class Supervisor {
 		);
 		this.#countRestart = metrics.counter('envoy_restarts_total', 'Unexpected ends of Envoy.');
 		metrics.gaugeFrom('envoy_ready', 'Whether Envoy serves its configuration.', () => (this.#isReady ? 1 : 0));
+	}
+
+	/** Of the Envoy that serves; another after a replacement. */
+	get admin(): AdminClient {
+		return this.#slot.admin;
 	}
 
 	status(): ProxyStatus {
@@ -78,7 +103,8 @@ export class Supervisor {
 			adopted: this.#process?.isAdopted ?? false,
 			restarts: this.#restarts,
 			lastExit: this.#lastExit,
-			warnings: this.#process ? this.#envoyLog.warnings : [],
+			warnings: this.#process ? [...this.#envoyLog.warnings, ...this.#replaceWarnings()] : [],
+			retiring: this.#retiring?.process.identity.pid,
 			since: this.#since,
 		};
 	}
@@ -87,7 +113,9 @@ export class Supervisor {
 	async begin(signal: AbortSignal): Promise<void> {
 		this.#enter('starting', 'envoy starts');
 		this.#record = loadRecord(this.#deps.config.recordPath) ?? this.#record;
+		this.#refused.set(this.#record.binary, this.#record.refusedFlags);
 		this.#process = await this.#adopt(signal);
+		await this.#findRest(signal);
 		signal.throwIfAborted();
 		this.#process ??= await this.#trySpawn();
 	}
@@ -101,17 +129,98 @@ export class Supervisor {
 	async #run(): Promise<void> {
 		const {clock} = this.#deps;
 		const {signal} = this.#stopping;
+		if (this.#outdated) void this.#replaceUntilDone();
 		while (!signal.aborted) {
 			let delayMs = waitMs; // While `waiting`; the reason stands in the gate.
 			if (this.#process) {
-				const exit = await this.#watch(this.#process);
-				if (exit === undefined) return;
-				delayMs = this.#noteExit(exit);
+				const watched = this.#process;
+				const end = await this.#watch(watched);
+				if (end === 'stopped') return;
+				if (end === 'replaced' || watched !== this.#process) continue;
+				delayMs = this.#noteExit(end);
 			}
+			// It may be about to take over anyway, and has the ports.
+			await this.#replacing?.catch(() => {});
+			if (this.#process) continue;
 			await clock.sleep(delayMs, signal).catch(() => {});
 			// What was drained is about to be stopped; a new Envoy would take work again.
 			if (!signal.aborted && !this.#isDraining) this.#process = await this.#trySpawn();
 		}
+	}
+
+	/**
+	 * Lets a new Envoy take over from the one that serves, without a lost request.
+	 * @throws AgentError `proxy.replacement_failed`: nothing has changed
+	 */
+	replace(): Promise<void> {
+		this.#replacing ??= this.#replace().finally(() => {
+			this.#replacing = undefined;
+		});
+		return this.#replacing;
+	}
+
+	async #replaceUntilDone(): Promise<void> {
+		const {clock, log} = this.#deps;
+		const {signal} = this.#stopping;
+		while (this.#outdated && !signal.aborted && !this.#isDraining) {
+			await this.replace().catch((err: unknown) => {
+				if (!signal.aborted) log.error({err, againInS: replaceAgainMs / 1000}, 'envoy is not replaced');
+			});
+			if (this.#outdated) await clock.sleep(replaceAgainMs, signal).catch(() => {});
+		}
+	}
+
+	async #replace(): Promise<void> {
+		const {config, clock, log} = this.#deps;
+		const {signal} = this.#stopping;
+		const refuse = (why: string) => new AgentError('proxy.replacement_failed', `replace envoy: ${why}`);
+		await this.#retiring?.done;
+		const old = this.#process;
+		if (!old || this.#isDraining) throw refuse('there is none that serves');
+		const [from, to] = [this.#slot, this.#slots.find(slot => slot !== this.#slot)!];
+		try {
+			const binary = await prepareStart({...to, mayPortsBeTaken: true});
+			const raise = async (): Promise<[EnvoyProcess, string]> => {
+				const process = await this.#spawn(to, binary);
+				log.info({pid: process.identity.pid, old: old.identity.pid, reason: this.#outdated}, 'envoy is being replaced');
+				this.#saveRecord({successor: this.#describe(process, to)});
+				const timeoutMs = config.replaceTimeoutMs;
+				return [process, await raiseSuccessor(process, to, {clock, log, currentAdmin: from.admin, timeoutMs}, signal)];
+			};
+			const [process, version] = await raise().catch((error: unknown) => {
+				if (signal.aborted || !this.#learnRefusedFlag(binary)) throw error;
+				return raise();
+			});
+			this.#version = version;
+			this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
+			this.#slot = to;
+			this.#process = process;
+			this.#outdated = undefined;
+			this.#replaceProblem = undefined;
+			this.#saveProcess(process, this.#describe(old, from));
+			this.#replaced.abort();
+			this.#retire(old, from);
+		} catch (error) {
+			this.#saveRecord({successor: undefined});
+			this.#replaceProblem = reasonOf(error);
+			throw error;
+		}
+	}
+
+	#retire(process: EnvoyProcess, slot: Slot): void {
+		const {config, clock, log} = this.#deps;
+		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
+		const done = retireEnvoy(process, slot.admin, deps, this.#stopping.signal).then(() => {
+			rmSync(slot.config.adminSocketPath, {force: true});
+			this.#retiring = undefined;
+			this.#saveRecord({retiring: undefined});
+		});
+		this.#retiring = {process, done};
+	}
+
+	#replaceWarnings(): string[] {
+		const problem = this.#replaceProblem === undefined ? '' : `; ${this.#replaceProblem}`;
+		return this.#outdated ? [`this envoy is to be replaced: ${this.#outdated}${problem}`] : [];
 	}
 
 	lookNow(): void {
@@ -133,10 +242,12 @@ export class Supervisor {
 		this.#stopping.abort();
 		// It may be spawning at this moment; what it spawns is ended below.
 		await this.#running?.catch(() => {});
+		await this.#replacing?.catch(() => {});
+		if (this.#retiring && !isLeft) await this.#retiring.done;
 		if (!isLeft && this.#process) {
 			await endEnvoy(this.#process, {...this.#deps, admin: this.admin});
 			// Envoy leaves it behind, and the next start would ask there who is at home.
-			rmSync(this.#deps.config.adminSocketPath, {force: true});
+			rmSync(this.#slot.config.adminSocketPath, {force: true});
 			this.#saveProcess(undefined);
 			this.#process = undefined;
 		}
@@ -153,28 +264,29 @@ export class Supervisor {
 	}
 
 	async #adopt(signal: AbortSignal): Promise<EnvoyProcess | undefined> {
-		const {config, bootstrap, clock, log} = this.#deps;
+		const {config, clock, log} = this.#deps;
 		let binary: string;
 		try {
 			binary = checkBinary(config.binaryPath);
 		} catch {
 			binary = ''; // A running Envoy is found all the same, and ended as its file is gone; the spawn tells why.
 		}
-		const commandLines = this.#envoyLog.possiblePaths.map(logPath => this.#arguments(binary, logPath));
-		const wanted = {...config, binary, commandLines, bootstrapHash: hashOf(bootstrap)};
-		const leftover = await findLeftover(this.#record, wanted, {admin: this.admin, clock}, signal);
+		const [slot, leftover] = await this.#findLeftover(binary, signal);
 		if (leftover === undefined) return undefined;
 		const process = adoptEnvoy(leftover.identity, clock, this.#leaving.signal);
 		const {pid} = leftover.identity;
-		if (leftover.mismatch === undefined) {
-			log.info({pid, version: leftover.version}, 'envoy of an earlier agent taken over');
-			this.#version = leftover.version;
+		const {mismatch, version} = leftover;
+		if (mismatch === undefined || leftover.isServing) {
+			log.info({pid, version, outdated: mismatch}, 'envoy of an earlier agent taken over');
+			this.#slot = slot;
+			this.#version = version;
+			this.#outdated = mismatch;
 			this.#envoyLog.adopt(leftover.identity.argv);
-			this.#record = {binary, refusedFlags: this.#refusedFlags(binary)};
-			this.#saveProcess(process);
+			if (mismatch === undefined) this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
+			this.#saveProcess(process, this.#record.retiring, mismatch && this.#record.process);
 			return process;
 		}
-		log.info({pid, reason: leftover.mismatch}, 'ending the envoy of an earlier agent');
+		log.info({pid, reason: mismatch}, 'ending the envoy of an earlier agent');
 		await endEnvoy(process, {
 			...this.#deps,
 			admin: new AdminClient(this.#record.process?.adminSocket ?? config.adminSocketPath),
@@ -182,19 +294,62 @@ export class Supervisor {
 		return undefined;
 	}
 
+	/** By record, which names its slot; without one, whoever runs with the paths of either. */
+	async #findLeftover(binary: string, signal: AbortSignal): Promise<[Slot, Leftover | undefined]> {
+		const {clock} = this.#deps;
+		const [first, second] = this.#slots;
+		const recorded = this.#record.process?.adminSocket;
+		const order = recorded === second.config.adminSocketPath ? [second, first] : [first, second];
+		for (const slot of order) {
+			const {config, bootstrap, admin} = slot;
+			const commandLines = this.#envoyLog.possiblePaths.map(logPath => this.#arguments(binary, slot, logPath));
+			const wanted = {...config, binary, commandLines, bootstrapHash: hashOf(bootstrap)};
+			const leftover = await findLeftover(this.#record, wanted, {admin, clock}, signal);
+			if (leftover) return [slot, leftover];
+		}
+		return [first, undefined];
+	}
+
+	/** What an agent that died in the middle of a replacement has left: a successor that had not made it, an old one that was on its way out. */
+	async #findRest(signal: AbortSignal): Promise<void> {
+		const {clock, log} = this.#deps;
+		const {successor, retiring} = this.#record;
+		const spare = this.#slots.find(slot => slot !== this.#slot)!;
+		const adopt = (recorded: RecordedProcess | undefined) => {
+			const found = recorded?.bootId === bootId() ? identify(recorded.pid) : undefined;
+			if (!found || found.startTime !== recorded?.startTime) return undefined;
+			return found.pid === this.#process?.identity.pid ? undefined : adoptEnvoy(found, clock, this.#leaving.signal);
+		};
+		const old = adopt(retiring);
+		if (old) {
+			log.info({pid: old.identity.pid}, 'the replaced envoy of an earlier agent goes on draining');
+			this.#retire(old, this.#slots.find(slot => slot.config.adminSocketPath === retiring!.adminSocket) ?? spare);
+			return;
+		}
+		// One that was killed between the spawn and the record is known by its bootstrap.
+		const unrecorded = existsSync(spare.config.adminSocketPath)
+			? findByArguments(this.#arguments(this.#record.binary, spare))[0]
+			: undefined;
+		const unrecordedProcess =
+			unrecorded && unrecorded.pid !== this.#process?.identity.pid
+				? adoptEnvoy(unrecorded, clock, this.#leaving.signal)
+				: undefined;
+		const young = adopt(successor) ?? unrecordedProcess;
+		if (!young) return;
+		log.info({pid: young.identity.pid}, 'ending the half-started envoy of an earlier agent');
+		await endEnvoy(young, {...this.#deps, admin: spare.admin});
+		this.#saveRecord({successor: undefined});
+		signal.throwIfAborted();
+	}
+
 	/** Undefined when it has to be waited for; the gate says for what. */
 	async #trySpawn(): Promise<EnvoyProcess | undefined> {
-		const {config, bootstrap, log} = this.#deps;
+		const {log} = this.#deps;
 		try {
-			const binary = await prepareStart({config, bootstrap, admin: this.admin});
-			this.#record = {binary, refusedFlags: this.#refusedFlags(binary)};
-			this.#envoyLog.choose();
-			const args = this.#arguments(binary);
-			const process = await spawnEnvoy({
-				binaryPath: config.binaryPath,
-				args,
-				errorLogPath: errorLogPath(this.#envoyLog.path),
-			});
+			const binary = await prepareStart(this.#slot);
+			this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
+			const process = await this.#spawn(this.#slot, binary);
+			this.#outdated = undefined;
 			this.#saveProcess(process);
 			// After `failed` the reason stays to be seen until Envoy has proved itself.
 			if (this.#state !== 'failed') this.#enter('starting', 'envoy starts');
@@ -208,12 +363,23 @@ export class Supervisor {
 		}
 	}
 
-	/** Until the process ends by itself (how), or the supervision does (undefined). */
-	async #watch(process: EnvoyProcess): Promise<EnvoyExit | undefined> {
+	async #spawn(slot: Slot, binary: string): Promise<EnvoyProcess> {
+		this.#envoyLog.choose();
+		return spawnEnvoy({
+			binaryPath: slot.config.binaryPath,
+			args: this.#arguments(binary, slot),
+			errorLogPath: errorLogPath(this.#envoyLog.path),
+		});
+	}
+
+	/** Until the process ends by itself (how), another has taken its place, or the supervision ends. */
+	async #watch(process: EnvoyProcess): Promise<EnvoyExit | 'replaced' | 'stopped'> {
 		const {clock, config, log} = this.#deps;
 		const {signal} = this.#stopping;
 		const ended = new AbortController();
-		const until = AbortSignal.any([signal, ended.signal]);
+		this.#replaced = new AbortController();
+		const {signal: replaced} = this.#replaced;
+		const until = AbortSignal.any([signal, ended.signal, replaced]);
 		const monitor = monitorEnvoy(
 			{
 				admin: this.admin,
@@ -243,7 +409,10 @@ export class Supervisor {
 		);
 		try {
 			// The monitor ends first only when it is told to, or with an Envoy that is too old.
-			return await Promise.race([process.exited, monitor.then(() => undefined)]);
+			return await Promise.race([
+				process.exited,
+				monitor.then(() => (replaced.aborted ? ('replaced' as const) : ('stopped' as const))),
+			]);
 		} catch (error) {
 			this.#enter('failed', reasonOf(error), error instanceof AgentError ? error.hint : undefined);
 			throw error;
@@ -262,10 +431,8 @@ export class Supervisor {
 		this.#version = undefined;
 		this.#isReady = false;
 		this.#saveProcess(undefined);
-		const refused = findRefusedFlag(logTail);
-		if (refused !== undefined && !this.#record.refusedFlags.includes(refused)) {
-			log.info({flag: refused}, 'envoy does not know an optional flag; starting it without');
-			this.#record = {...this.#record, refusedFlags: [...this.#record.refusedFlags, refused]};
+		if (this.#learnRefusedFlag(this.#record.binary)) {
+			this.#record = {...this.#record, refusedFlags: this.#refusedFlags(this.#record.binary)};
 			return 0;
 		}
 		this.#restarts++;
@@ -273,7 +440,8 @@ export class Supervisor {
 		const nowMs = clock.monotonicMs();
 		this.#crashesMs = [...this.#crashesMs.filter(atMs => nowMs - atMs < config.crashWindowMs), nowMs];
 		const reason = describeExit(this.#lastExit);
-		const hint = hintForExit(exit, [config.binaryPath, ...this.#arguments(this.#record.binary)], this.#envoyLog.path);
+		const command = [config.binaryPath, ...this.#arguments(this.#record.binary, this.#slot)];
+		const hint = hintForExit(exit, command, this.#envoyLog.path);
 		const isPastBudget = this.#crashesMs.length > config.crashBudget;
 		const delayMs = isPastBudget ? config.restartBackoffMaxMs : this.#backoff.nextDelayMs();
 		log.error({...exit, restarts: this.#restarts, restartInMs: delayMs, hint}, reason);
@@ -297,29 +465,49 @@ export class Supervisor {
 		this.#deps.gate.close(reason, hint);
 	}
 
-	#arguments(binary: string, logPath = this.#envoyLog.path): string[] {
-		const {config, addresses} = this.#deps;
+	#arguments(binary: string, {config}: Slot, logPath = this.#envoyLog.path): string[] {
+		const {addresses} = this.#deps;
 		return renderArguments({config: {...config, logPath}, addresses, refusedFlags: this.#refusedFlags(binary)});
 	}
 
 	/** What one file refused says nothing about another at its place. */
 	#refusedFlags(binary: string): string[] {
-		return this.#record.binary === binary ? this.#record.refusedFlags : [];
+		return this.#refused.get(binary) ?? [];
 	}
 
-	#saveProcess(process: EnvoyProcess | undefined): void {
-		const {config, bootstrap, clock, log} = this.#deps;
-		this.#record = {
-			...this.#record,
-			process: process && {
-				...process.identity,
-				argv: [...process.identity.argv],
-				bootId: bootId(),
-				adminSocket: config.adminSocketPath,
-				bootstrapHash: hashOf(bootstrap),
-				startedAt: clock.now().toISOString(),
-			},
+	/** Whether the log tells that the last start failed for a flag that can be left out the next time. */
+	#learnRefusedFlag(binary: string): boolean {
+		const refused = findRefusedFlag(this.#envoyLog.tail());
+		const known = this.#refusedFlags(binary);
+		if (refused === undefined || known.includes(refused)) return false;
+		this.#deps.log.info({flag: refused}, 'envoy does not know an optional flag; starting it without');
+		this.#refused.set(binary, [...known, refused]);
+		return true;
+	}
+
+	/** @param known - as it was recorded by who started it, if that was with another bootstrap */
+	#saveProcess(process: EnvoyProcess | undefined, retiring?: RecordedProcess, known?: RecordedProcess | ''): void {
+		this.#saveRecord({
+			process: process && (known || this.#describe(process, this.#slot)),
+			successor: undefined,
+			...(retiring && {retiring}),
+		});
+	}
+
+	#describe({identity}: EnvoyProcess, {config, bootstrap}: Slot): RecordedProcess {
+		return {
+			...identity,
+			argv: [...identity.argv],
+			bootId: bootId(),
+			adminSocket: config.adminSocketPath,
+			bootstrapHash: hashOf(bootstrap),
+			startedAt: this.#deps.clock.now().toISOString(),
 		};
+	}
+
+	#saveRecord(change: Partial<ProcessRecord>): void {
+		const {config, log} = this.#deps;
+		this.#record = {...this.#record, ...change};
 		try {
 			saveRecord(config.recordPath, this.#record);
 		} catch (err) {

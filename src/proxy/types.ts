@@ -34,6 +34,8 @@ export interface ProxyStatus {
 	readonly lastExit?: LastExit | undefined;
 	/** What goes less well than asked for. */
 	readonly warnings?: readonly string[];
+	/** The Envoy it replaced, which serves its last connections. */
+	readonly retiring?: number | undefined;
 	/** Wall-clock time of the last change of `state`. */
 	readonly since: Date;
 }
@@ -63,6 +65,11 @@ export interface EnvoyProxy extends Running {
 	scrape(acceptHeader?: string): Promise<string>;
 	/** Takes no new work and waits until requests in flight are done or the ceiling is reached. Envoy goes on running. */
 	drain(): Promise<void>;
+	/**
+	 * Lets a new Envoy (another binary at its place, say) take over from the one that serves; no request is lost.
+	 * Rejects with `proxy.replacement_failed`: the old one goes on.
+	 */
+	replace(): Promise<void>;
 	/** Something has happened that may have made it ready: look now rather than at the next turn. */
 	lookNow(): void;
 	readonly admin: AdminClient;

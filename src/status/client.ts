@@ -18,8 +18,13 @@ export async function fetchStatus(controlSocketPath: string): Promise<StatusRepo
  * Runs a command of the agent's and returns its result.
  * @throws AgentError `status.unreachable` when there is no answer, `status.command_failed` with what the agent said
  */
-export async function sendCommand(controlSocketPath: string, name: string, input?: unknown): Promise<unknown> {
-	return ask(controlSocketPath, 'POST', `/${name}`, input, commandTimeoutMs);
+export async function sendCommand(
+	controlSocketPath: string,
+	name: string,
+	input?: unknown,
+	timeoutMs = commandTimeoutMs,
+): Promise<unknown> {
+	return ask(controlSocketPath, 'POST', `/${name}`, input, timeoutMs);
 }
 
 async function ask(

@@ -172,6 +172,7 @@ export interface Parts {
 		readonly adopted: boolean;
 		readonly restarts: number;
 		readonly version: string;
+		readonly retiring?: number;
 	};
 	readonly registration: {readonly state: string; readonly entry: string; readonly reason?: string};
 	readonly health: {readonly state: string; readonly reason?: string};

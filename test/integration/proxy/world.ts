@@ -86,6 +86,8 @@ export function proxyConfig(folder: string, overrides: Partial<ProxyConfig> = {}
 		drainMs: 2000,
 		terminationDrainMs: 0,
 		drainCeilingMs: 2000,
+		replaceTimeoutMs: 20_000,
+		replaceCeilingMs: 5000,
 		crashBudget: 5,
 		crashWindowMs: 60_000,
 		restartBackoffBaseMs: 50,

@@ -6,7 +6,7 @@ import {directoryWith, onramp} from './command.ts';
 /** Of groups, each command too. */
 const commands = [
 	...['', 'run', 'join', 'status', 'leave', 'ready', 'unready', 'doctor', 'version'],
-	...['config', 'config print', 'config check', 'dns', 'dns lookup'],
+	...['config', 'config print', 'config check', 'dns', 'dns lookup', 'proxy', 'proxy replace'],
 ];
 
 /** A machine on which no command could do its work. */

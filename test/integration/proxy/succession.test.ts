@@ -1,0 +1,76 @@
+import {chmod, writeFile} from 'node:fs/promises';
+import {join} from 'node:path';
+import test from 'ava';
+import {startTimeOf} from '../../../src/proxy/linux-process.ts';
+import {tinyAds} from './ads.ts';
+import {makeWorld, until, type World} from './world.ts';
+
+/** Envoy at a path whose content can be changed, as a package does it. */
+async function replaceable(world: World, script: string): Promise<string> {
+	const path = join(world.folder, 'envoy');
+	await writeFile(path, `#!/bin/sh\n${script}\n`);
+	await chmod(path, 0o755);
+	return path;
+}
+
+test('succession › a new Envoy that ends at once changes nothing, and says why', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	await world.startXds();
+	const binaryPath = await replaceable(world, `exec ${world.config.binaryPath} "$@"`);
+	const proxy = await world.start({binaryPath});
+	await until('ready', () => world.readiness.isReady);
+	const {pid} = proxy.status();
+	await replaceable(world, 'exit 7');
+	await t.throwsAsync(proxy.replace(), {code: 'proxy.replacement_failed', message: /it ended \(code 7\)/});
+	t.like(proxy.status(), {pid, state: 'running', restarts: 0});
+	t.true(world.readiness.isReady);
+	// Mended, it works.
+	await replaceable(world, `exec ${world.config.binaryPath} "$@"`);
+	await proxy.replace();
+	t.not(proxy.status().pid, pid);
+	t.true(world.readiness.isReady);
+	await until('the end of the old one', () => startTimeOf(pid!) === undefined);
+});
+
+test('succession › a new Envoy that gets no configuration is given up in time, and the old one goes on', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	const ads = tinyAds();
+	const {implementation} = ads;
+	const serve = implementation['DeltaAggregatedResources'] as (call: unknown) => void;
+	const silent = {
+		...ads,
+		implementation: {
+			...implementation,
+			DeltaAggregatedResources: (call: unknown) => {
+				if (ads.streams === 0) serve(call);
+			},
+		},
+	};
+	await world.startXds([silent]);
+	const proxy = await world.start({replaceTimeoutMs: 3000});
+	await until('ready', () => world.readiness.isReady);
+	const {pid} = proxy.status();
+	await t.throwsAsync(proxy.replace(), {message: /not ready within 3 s: envoy is .*waits for its first CDS/});
+	t.like(proxy.status(), {pid, state: 'running'});
+	t.is(await proxy.admin.ready(), 'LIVE');
+});
+
+test('succession › an Envoy without an optional flag can replace one with it', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	await world.startXds();
+	const binaryPath = await replaceable(world, `exec ${world.config.binaryPath} "$@"`);
+	const proxy = await world.start({binaryPath});
+	await until('ready', () => world.readiness.isReady);
+	const {pid} = proxy.status();
+	const complaint = "--skip-deprecated-logs -- Couldn't find match for argument";
+	await replaceable(
+		world,
+		`case "$*" in *--skip-deprecated-logs*) echo "${complaint}" >&2; exit 1;; esac; exec ${world.config.binaryPath} "$@"`,
+	);
+	await proxy.replace();
+	t.not(proxy.status().pid, pid);
+	t.is(proxy.status().restarts, 0);
+});
