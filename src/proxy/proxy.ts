@@ -55,12 +55,17 @@ async function startSpawned(deps: ProxyDeps, signal: AbortSignal): Promise<Envoy
 
 async function startUnit(deps: ProxyDeps): Promise<EnvoyProxy> {
 	const {UnitEnvoy} = await import('./unit.ts');
-	const envoy = new UnitEnvoy({...deps, bootstrap: bootstrapText(deps), addresses: addressesOf(deps.node)});
+	const envoy = new UnitEnvoy({
+		...deps,
+		renderBootstrap: config => bootstrapText({...deps, config}),
+		addresses: addressesOf(deps.node),
+	});
 	const running = envoy.run();
 	running.catch(() => {}); // Noticed by whoever waits for `finished`.
 	return {
 		finished: running.then(() => never),
 		admin: envoy.admin,
+		replace: refuseToReplace,
 		status: () => envoy.status(),
 		scrape: () => envoy.admin.prometheus(),
 		drain: () => envoy.drain(),

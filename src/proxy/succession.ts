@@ -60,9 +60,9 @@ async function untilEqual(
 			{
 				admin,
 				clock,
-				onVersion: seen => {
-					version = seen;
-					checkVersion(config.binaryPath, seen);
+				onInfo: info => {
+					({version} = info);
+					checkVersion(config.binaryPath, version);
 				},
 				onVerdict: verdict => {
 					isReady = verdict.isReady;

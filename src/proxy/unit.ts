@@ -105,7 +105,8 @@ export class UnitEnvoy {
 
 	/** Writes how Envoy is to be started; false when that has to be waited for, and the gate tells for what. */
 	#tryWrite(): boolean {
-		const {config, bootstrap, addresses, log} = this.#deps;
+		const {config, renderBootstrap, addresses, log} = this.#deps;
+		const bootstrap = renderBootstrap(config);
 		try {
 			const binary = checkBinary(config.binaryPath);
 			if (this.#record.binary !== binary) this.#saveRecord({binary, refusedFlags: []});
