@@ -9,10 +9,8 @@ export interface LiveRules {
 	readonly kind: Plan['kind'] | undefined;
 	/** Number of rules by family and chain: `ip nat_output`. */
 	readonly counts: Readonly<Record<string, number>>;
-	/** Of all our rules, without counters. */
-	readonly fingerprint: string;
-	/** The fingerprint as it was right after loading; undefined when the load was cut short. */
-	readonly loadedFingerprint: string | undefined;
+	/** What was done to our rules since they were loaded, in words, as far as counts do not tell. */
+	readonly tampering: string | undefined;
 	/** Rules of others that act before ours and can take packets from them. */
 	readonly inFront: readonly string[];
 	/** Something that only this backend can tell is missing (a jump to our chain, …). */

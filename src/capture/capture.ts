@@ -131,7 +131,7 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 	const {config, run} = deps;
 	const {isForced = false, isTakeOver = false, confirm, proxyUid} = options;
 	const places = placesIn(config.stateDir);
-	const kernel = new Kernel(run);
+	const kernel = new Kernel(run).ask();
 	// A trial is begun before the change, so it has to be known that the kernel takes it.
 	const [compared] = await Promise.all([
 		compareCapture(deps, kernel, confirm === undefined),
@@ -282,7 +282,7 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not
 		// either when this process dies half way.
 		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
-		return {backends: await removeAll(deps.run, new Kernel(deps.run)), isBlocking: false};
+		return {backends: await removeAll(deps.run, new Kernel(deps.run).ask()), isBlocking: false};
 	});
 }
 
@@ -318,7 +318,7 @@ export interface Verified {
 
 /** Compares what is in the kernel with what ought to be. Changes nothing. */
 export async function verifyCapture(deps: CaptureDeps): Promise<Verified> {
-	const {plan, backend, live, problems, kernel} = await compareCapture(deps, new Kernel(deps.run), false);
+	const {plan, backend, live, problems, kernel} = await compareCapture(deps, new Kernel(deps.run).ask(), false);
 	const others: string[] = [];
 	for (const other of findBackends(deps.run))
 		if (other.name !== backend.name && (await readIfAllowed(other, kernel)))
@@ -337,12 +337,7 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
 		const [wanted, seen] = [planned[chain] ?? 0, live.counts[chain] ?? 0];
 		if (wanted !== seen) problems.push(`${chain}: ${seen} rules, wanted ${wanted}`);
 	}
-	if (problems.length === 0 && live.loadedFingerprint !== live.fingerprint)
-		problems.push(
-			live.loadedFingerprint === undefined
-				? 'the load of the rules was cut short'
-				: 'the rules have been changed since they were loaded',
-		);
+	if (problems.length === 0 && live.tampering !== undefined) problems.push(live.tampering);
 	return [...problems, ...live.inFront.map(where => `in front of our rules: ${where}`)];
 }
 

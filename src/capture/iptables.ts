@@ -242,7 +242,8 @@ const renderAsBefore = (old: LiveTables): string =>
 		})
 		.join('');
 
-function describe(live: Live): LiveRules {
+/** With the fingerprint of all our rules, without counters. */
+function describe(live: Live): LiveRules & {readonly fingerprint: string} {
 	const counts: Record<string, number> = {};
 	const packets: {family: string; chain: string; comment: string; packets: number}[] = [];
 	const abouts = new Set<string>();
@@ -277,14 +278,20 @@ function describe(live: Live): LiveRules {
 					missing.push(`${family} table ${table}: ${builtIn} leads to ${name} ${saved.whyMisplaced(table, jump)}`);
 			}
 		}
+	const fingerprint = hash('sha256', JSON.stringify(kept)).slice(0, 32);
 	const [about = '', ...others] = abouts;
 	const [, kind, planDigest] = /^onramp 1 (capture|block) plan=([0-9a-f]+)$/.exec(about) ?? [];
 	return {
 		planDigest: others.length === 0 ? planDigest : undefined,
 		kind: kind as LiveRules['kind'],
 		counts: Object.fromEntries(Object.entries(counts).toSorted(([a], [b]) => (a < b ? -1 : 1))),
-		fingerprint: hash('sha256', JSON.stringify(kept)).slice(0, 32),
-		loadedFingerprint,
+		fingerprint,
+		tampering:
+			loadedFingerprint === fingerprint
+				? undefined
+				: loadedFingerprint === undefined
+					? 'the load of the rules was cut short'
+					: 'the rules have been changed since they were loaded',
 		// Those are told as a jump that is not where it belongs, which a new load mends.
 		inFront: [],
 		missing,

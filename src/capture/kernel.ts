@@ -36,6 +36,12 @@ export class Kernel {
 		this.#run = run;
 	}
 
+	/** Starts all questions of a change at once, the longest first. */
+	ask(): this {
+		for (const answer of [this.rules(), this.ip('ip'), this.ip('ip6')]) answer.catch(() => {}); // told to who waits for it
+		return this;
+	}
+
 	/**
 	 * All of nftables, what iptables-nft has made included, the elements of named sets left out. undefined: this
 	 * machine has no nft. An error: the kernel does not tell.

@@ -1,7 +1,6 @@
-import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
-import {Kernel, type NftObject} from './kernel.ts';
+import type {Kernel, NftObject} from './kernel.ts';
 import {failureOf, mustRun, type Run} from './programs.ts';
 import {aboutChain, renderNft, renderRemoval, tableName} from './render-nft.ts';
 import {type Family, families, type Plan} from './rules.ts';
@@ -39,21 +38,7 @@ export function nftBackend(run: Run): Backend {
 			return tables.size === 0 ? undefined : describe(tables, findInFront(objects));
 		},
 		check: async (plan, kernel) => hand(['-c', '-f', '-'], await render(plan, kernel)),
-		load: async (plan, kernel) => {
-			await hand(['-f', '-'], await render(plan, kernel));
-			// The kernel shows rules in its own words, so what it shows now is what a later look is compared with.
-			const tables = ownTables(await rulesOf(new Kernel(run)));
-			const expected = countPlanned(plan);
-			const loaded = describe(tables, []);
-			if (JSON.stringify(expected) !== JSON.stringify(loaded.counts)) return;
-			const [family] = tables.keys();
-			await mustRun(
-				run,
-				'nft',
-				['-f', '-'],
-				`add rule ${family} ${tableName} ${aboutChain} counter comment "loaded=${loaded.fingerprint}"\n`,
-			);
-		},
+		load: async (plan, kernel) => hand(['-f', '-'], await render(plan, kernel)),
 		remove: async kernel => {
 			const live = ownTables(await rulesOf(kernel));
 			if (live.size > 0) await mustRun(run, 'nft', ['-f', '-'], [...live.keys()].map(renderRemoval).join(''));
@@ -103,30 +88,28 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 	const counts: Record<string, number> = {};
 	const packets: {family: string; chain: string; comment: string; packets: number}[] = [];
 	const abouts = new Set<string>();
-	let loadedFingerprint: string | undefined;
-	const kept: unknown[] = [];
+	let tampering: string | undefined;
 	for (const [family, objects] of tables) {
+		const isAbout = ({rule}: NftObject) => rule?.['chain'] === aboutChain;
+		const lastHandle = Math.max(...objects.filter(isAbout).map(({rule}) => Number(rule!['handle'])));
 		for (const object of objects) {
-			const {rule} = object;
-			if (rule?.['chain'] === aboutChain) {
-				const comment = String(rule['comment'] ?? '');
-				if (comment.startsWith('loaded=')) loadedFingerprint = comment.slice('loaded='.length);
-				else {
-					abouts.add(comment);
-					kept.push(comment);
-				}
-			} else if (rule) {
-				const key = `${family} ${String(rule['chain'])}`;
-				counts[key] = (counts[key] ?? 0) + 1;
-				const seen = (rule['expr'] as readonly Record<string, {packets?: number}>[]).find(each => 'counter' in each);
-				packets.push({
-					family,
-					chain: String(rule['chain']),
-					comment: String(rule['comment'] ?? ''),
-					packets: seen?.['counter']?.packets ?? 0,
-				});
-				kept.push(withoutCounters(rule));
-			} else if (!('metainfo' in object)) kept.push(withoutCounters(object));
+			const {rule, chain, table} = object;
+			if (isAbout(object)) {
+				abouts.add(String(rule!['comment'] ?? ''));
+				continue;
+			}
+			if (Number((rule ?? chain)?.['handle'] ?? 0) > lastHandle || !isAsMade(chain ?? table))
+				tampering = 'the rules have been changed since they were loaded';
+			if (!rule) continue;
+			const key = `${family} ${String(rule['chain'])}`;
+			counts[key] = (counts[key] ?? 0) + 1;
+			const seen = (rule['expr'] as readonly Record<string, {packets?: number}>[]).find(each => 'counter' in each);
+			packets.push({
+				family,
+				chain: String(rule['chain']),
+				comment: String(rule['comment'] ?? ''),
+				packets: seen?.['counter']?.packets ?? 0,
+			});
 		}
 	}
 	const [about = '', ...others] = abouts;
@@ -135,24 +118,16 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 		planDigest: others.length === 0 ? planDigest : undefined,
 		kind: kind as LiveRules['kind'],
 		counts: sortKeys(counts),
-		fingerprint: hash('sha256', JSON.stringify(kept)).slice(0, 32),
-		loadedFingerprint,
+		tampering,
 		inFront,
 		missing: [],
 		packets,
 	};
 }
 
-/** Handles are given anew at each load, and counters count. */
-function withoutCounters(value: unknown): unknown {
-	if (Array.isArray(value)) return value.map(withoutCounters);
-	if (typeof value !== 'object' || value === null) return value;
-	return Object.fromEntries(
-		Object.entries(value)
-			.filter(([name]) => name !== 'handle')
-			.map(([name, child]) => [name, name === 'counter' ? null : withoutCounters(child)]),
-	);
-}
+/** What of a chain or a table can be changed in place: the policy, and that it sleeps. */
+const isAsMade = ({policy = 'accept', flags}: Readonly<Record<string, unknown>> = {}): boolean =>
+	policy === 'accept' && flags === undefined;
 
 /** Priority of our nat_output: what redirects before it takes connections from us. */
 const ownOutputPriority = -105;

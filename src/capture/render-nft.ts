@@ -49,12 +49,13 @@ function renderTable(plan: Plan, family: Family): string {
 	);
 	return [
 		`table ${family} ${tableName} {`,
-		`\tchain ${aboutChain} {`,
-		`\t\tcounter comment "${renderAbout(plan)}"`,
-		'\t}',
 		...(rules.some(({verdict}) => verdict.kind === 'forget-soon') ? [renderTimeouts(family)] : []),
 		...body,
+		`\tchain ${aboutChain} {`,
+		'\t}',
 		'}',
+		// Last of all: the kernel numbers rules as they come, so a higher number is of a rule that came later.
+		`add rule ${family} ${tableName} ${aboutChain} counter comment "${renderAbout(plan)}"`,
 		'',
 	].join('\n');
 }

@@ -83,7 +83,14 @@ const apply: Command = {
 	usage: 'apply',
 	description: 'Lead the traffic of this machine through Envoy; safe to repeat',
 	hasSettings: true,
-	plain: {force: 'boolean', 'take-over': 'boolean', confirm: 'value', 'confirm-by': ['person', 'probes']},
+	plain: {
+		force: 'boolean',
+		'take-over': 'boolean',
+		'if-enabled': 'boolean',
+		trial: 'value',
+		confirm: 'value',
+		'confirm-by': ['person', 'probes'],
+	},
 	options: yargs =>
 		yargs
 			.option('confirm', {

@@ -1,4 +1,3 @@
-import {spawn} from 'node:child_process';
 import {chmod, chown, mkdir, symlink} from 'node:fs/promises';
 import {join} from 'node:path';
 import test from 'ava';
@@ -10,7 +9,6 @@ import {
 	meshUid,
 	primeTables,
 	skippedWithout,
-	toolPath,
 	toolsOf,
 } from '../../support/netns.ts';
 
@@ -109,46 +107,57 @@ test.serial('capture › a missing user is an error before anything is changed',
 	t.is(await world.dump(), before);
 });
 
-for (const backend of backends)
-	test.serial(`kill -9 › at any moment of apply, replace and remove, the next run mends it: ${backend}`, async t => {
-		if (skippedWithout(t, toolsOf(backend))) return;
-		const world = await makeWorld(t, {flags: ['--capture-backend', backend, '--capture-dns', 'all']});
-		if (backend === 'iptables-legacy') await primeTables(world);
-		const clean = await world.dump();
-		const runAndKill = async (args: readonly string[], afterMs: number) => {
-			const child = spawn(toolPath('ip')!, ['netns', 'exec', world.vm.name, ...world.captureCommand(args)], {
-				stdio: 'ignore',
-			});
-			const ended = new Promise(resolve => child.once('exit', resolve));
-			const timer = setTimeout(() => child.kill('SIGKILL'), afterMs);
-			await ended;
-			clearTimeout(timer);
-		};
-		const modes = [
-			['apply', '--force'],
-			['apply', '--force', '--capture-interception', 'tproxy'],
-			['apply', '--force', '--capture-outbound-cidrs', '10.0.0.0/8'],
-			['remove'],
-		];
-		for (let i = 0; i < 16; i++) await runAndKill(modes[i % modes.length]!, 150 + ((i * 37) % 450));
-		const applied = await world.capture(['apply', '--force']);
-		t.is(applied.code, 0, applied.stderr);
-		const differences = (await world.capture(['verify'])).stdout
-			.split('\n')
-			.filter(line => line.startsWith('problem') && !line.includes('did not reach Envoy'));
-		t.deepEqual(differences, []);
-		t.is((await world.capture(['remove'])).code, 0);
-		// What tells whose an empty chain of iptables-nft is goes with the rules; a kill in between leaves the chain.
-		t.is(withoutEmptyChains(await world.dump()), withoutEmptyChains(clean));
-	});
+/** From nothing to rules, from these to others with fewer tables, from rules to nothing. */
+const changes = [
+	{from: undefined, to: ['apply', '--capture-interception', 'tproxy', '--capture-dns', 'all']},
+	{
+		from: ['apply', '--capture-interception', 'tproxy', '--capture-dns', 'all'],
+		to: ['apply', '--capture-inbound-ports', '8080'],
+	},
+	{from: ['apply', '--capture-interception', 'tproxy', '--capture-dns', 'all'], to: ['remove']},
+] as const;
 
-/** A dump without what holds no rule and lets everything pass. */
-function withoutEmptyChains(dump: string): string {
-	return dump
-		.replaceAll(/\tchain \w+ \{\n\t\ttype [^\n]*policy accept;\n\t\}\n\n?/g, '')
-		.replaceAll(/table \w+ \w+ \{\s*\}\n/g, '')
-		.replaceAll(/\*\w+\n(?::\w+ ACCEPT \[0:0\]\n)*COMMIT\n/g, '');
-}
+for (const backend of backends)
+	test.serial(
+		`kill -9 › before and after each program that changes something, the next run mends it: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+			if (backend === 'iptables-legacy') await primeTables(world);
+			const clean = await world.dump();
+			const rules = () => world.vm.must('nft', ['-s', 'list', 'ruleset']);
+			const [, , , , ...flags] = world.captureCommand(['apply']);
+			const must = async ([command, ...more]: readonly string[]) => {
+				const {code, stderr} = await world.capture([command!, ...(command === 'apply' ? ['--force'] : []), ...more]);
+				t.is(code, 0, stderr);
+			};
+			for (const {from, to} of changes) {
+				await must(to);
+				const wanted = await rules();
+				await must(['remove']);
+				let isOver = false;
+				for (let step = 1; !isOver; step++)
+					// After one is before the next, but for those that run side by side.
+					for (const moment of step === 1 ? ['before', 'after'] : ['after']) {
+						const where = `${moment} program ${step} of ${to.join(' ')}`;
+						if (from) await must(from);
+						const old = await rules();
+						const child = [join(import.meta.dirname, 'steps-child.ts'), to[0], moment, String(step), ...flags];
+						const {code, stderr} = await world.vm.run(process.execPath, [...child, ...to.slice(1)]);
+						t.is(stderr, '', where);
+						isOver = code === 0;
+						if (backend === 'nft') t.true([old, wanted].includes(await rules()), `${where}: neither old nor new`);
+						await must(to);
+						if (to[0] === 'apply') {
+							const {stdout} = await world.capture(['verify', ...to.slice(1)]);
+							t.notRegex(stdout, /problem: (?!IPv[46]: a packet)/, where);
+							await must(['remove']);
+						}
+						t.is(await world.dump(), clean, `${where}, then removed`);
+					}
+			}
+		},
+	);
 
 for (const backend of backends)
 	test.serial(`settings › any to any other, then remove: nothing is left: ${backend}`, async t => {
