@@ -1,14 +1,12 @@
 import type {Config, WorkloadConfig} from './config/index.ts';
 import {buildNode, createControlPlane, encodeNode, type NodeSettings} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
-import {type Health, keepWord, startHealth} from './health/index.ts';
 import {type Identity, startIdentity} from './identity/index.ts';
 import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
-import type {EnvoyProxy} from './proxy/index.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
-import {type OwnInbound, type Registration, startOwnInbound, startRegistration} from './registration/index.ts';
+import {type OwnInbound, startOwnInbound} from './registration/index.ts';
 import {type Relay, startRelay} from './relay/index.ts';
 import type {StatusServer} from './status/index.ts';
 import {version} from './version.ts';
@@ -35,9 +33,13 @@ export interface MeshDeps {
 export interface Mesh {
 	readonly relay: Relay;
 	readonly inbound: OwnInbound;
+	/** Of the certificate that is served; undefined before the first. */
+	readonly spiffeId: () => string | undefined;
 	/** Why the next stream is to register nothing; undefined = it registers us. */
 	withheld: () => string | undefined;
 }
+
+export {enterMesh} from './enter-mesh.ts';
 
 /** The parts that speak to the control plane and to Envoy: certificate, configuration, secrets. */
 export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Mesh> {
@@ -75,7 +77,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 
 	const inbound = await parts.start('inbound', async () =>
 		startOwnInbound({
-			address: workload.addresses[0]!,
+			address: () => workload.addresses[0]!,
 			reconnect: () => relay.reconnect(),
 			clock,
 			random,
@@ -115,93 +117,13 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	await parts.start('xds-socket', () =>
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);
-	const mesh: Mesh = {relay, inbound, withheld: () => undefined};
+	const spiffeId = () => current()?.spiffeId;
+	const mesh: Mesh = {relay, inbound, spiffeId, withheld: () => undefined};
 	return mesh;
-}
-
-/** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
-export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
-	const {config, readiness, status, parts, logOf, clock} = deps;
-	const {relay} = mesh;
-	// What Envoy has just taken may have made it ready.
-	relay.onChange(proxy.lookNow);
-	let health: Health | undefined;
-	const registration = await parts.start('registration', () =>
-		startRegistration({
-			clock,
-			workload: config.workload,
-			upstream: () => relay.status().upstream,
-			savedAt: () => relay.status().servingSaved,
-			onUpstreamChange: relay.onChange,
-			withheld: () => mesh.withheld(),
-			unhealthy: () => (health?.status().told?.state === 'unhealthy' ? health.status().reason : undefined),
-			withdraw: relay.leave,
-			gate: readiness.gate('registration'),
-			log: logOf('registration'),
-		}),
-	);
-	status.add('registration', registration.status);
-	// Stopped before registration: that we go is said while there is a stream to say it on.
-	health = await parts.start('health', () => startHealthOf(deps, mesh, registration));
-	mesh.withheld = health.withheld;
-	registration.look();
-	const {say, leave} = health;
-	status.add('health', health.status);
-	status.addCommand('ready', input => say('ready', input));
-	status.addCommand('unready', input => say('unready', input));
-	// The first half of a stop, for a service whose rules and Envoy are other units.
-	status.addCommand('leave', async () => {
-		await leave();
-		await registration.stop();
-		await proxy.drain();
-	});
-	relay.begin();
 }
 
 /** Not the address: it may change over a reboot, and what is saved is good all the same. */
 function ownerOf({name, namespace, serviceAccount, trustDomain, clusterId, metadata}: WorkloadConfig): string {
 	const network = metadata['NETWORK'] ? ` on network ${metadata['NETWORK']}` : '';
 	return `${name} as ${trustDomain}/ns/${namespace}/sa/${serviceAccount} in ${clusterId}${network}`;
-}
-
-function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, registration: Registration): Promise<Health> {
-	const {config, readiness, logOf, clock, random, metrics} = deps;
-	const {workload, proxy} = config;
-	const isConnected = () => relay.status().upstream.state === 'connected';
-	return startHealth({
-		config: config.health,
-		hasEntry: workload.group !== undefined,
-		proxyGate: () => readiness.states().find(({name}) => name === 'proxy')!,
-		onGateChange: listener => readiness.onChange(listener),
-		report: relay.setHealth,
-		onWithheld: relay.reconnect,
-		onChange: registration.look,
-		onConnected: listener => {
-			let wasConnected = isConnected();
-			return relay.onChange(() => {
-				if (isConnected() && !wasConnected) listener();
-				wasConnected = isConnected();
-			});
-		},
-		untilLeft: async signal => {
-			if (isConnected()) await inbound.untilLeft(signal);
-		},
-		onLeaving: relay.hold,
-		isEnded: proxy.onStop === 'stop' && (proxy.mode === 'spawn' || proxy.mode === 'off'),
-		keeper: keepWord(config.health.stateDir),
-		startProbers: async onResult => {
-			const {probes, defaultHost} = config.health;
-			if (probes.length === 0) return [];
-			// Programs and protocols that a machine without probes need not load.
-			const {startProber} = await import('./health/prober.ts');
-			const host = () => (defaultHost === 'localhost' ? 'localhost' : workload.addresses[0]!);
-			return probes.map(probe =>
-				startProber({probe, host, clock, onResult: outcome => onResult(probe.name, outcome === undefined)}),
-			);
-		},
-		clock,
-		random,
-		metrics,
-		log: logOf('health'),
-	});
 }

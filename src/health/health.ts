@@ -35,6 +35,8 @@ export interface Answer {
 
 export interface Health extends Running {
 	status(): HealthStatus;
+	/** What the control plane was told last, and for how long that has been so. */
+	told(): {readonly isHealthy: boolean; readonly reason: string | undefined; readonly forMs: number} | undefined;
 	/** Why we are to stay out of the mesh's load balancing; undefined = we are not. */
 	withheld(): string | undefined;
 	say(said: Word['said'], input: unknown): Promise<Answer>;
@@ -95,6 +97,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 	let finding: Finding = {state: 'unknown', reason: 'not looked at yet'};
 	let since = clock.now();
 	let told: HealthStatus['told'];
+	let toldMs = 0;
 	let wasWithheld: string | undefined;
 	let proxyDownMs: number | undefined;
 	let patience = new AbortController();
@@ -146,6 +149,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 		if (!config.isReported || next.state === 'unknown' || next.state === told?.state) return;
 		const reason = reasonOfFinding(next);
 		told = {state: next.state, reason, at: clock.now()};
+		toldMs = clock.monotonicMs();
 		changes({state: next.state});
 		deps.report({isHealthy: next.state === 'healthy', message: reason ?? ''});
 	};
@@ -215,6 +219,13 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 			said: word && {...word, isKept},
 			probes: probers.map(prober => prober.status()),
 		}),
+		told: () =>
+			told && {
+				isHealthy: told.state === 'healthy',
+				// The latest, should it have changed meanwhile.
+				reason: finding.state === told.state ? reasonOfFinding(finding) : told.reason,
+				forMs: clock.monotonicMs() - toldMs,
+			},
 		withheld: () => reasonOfFinding(withheld()),
 		say: async (said, input) => {
 			word = {said, reason: readReason(input), at: clock.now()};

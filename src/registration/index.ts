@@ -1,3 +1,4 @@
+export type {EntryFinding, EntryProblem} from './entry-finding.ts';
 export {type OwnInbound, type OwnInboundStatus, startOwnInbound} from './own-inbound.ts';
 export {
 	type Registration,
@@ -7,3 +8,4 @@ export {
 	startRegistration,
 	workloadEntryName,
 } from './registration.ts';
+export {type SelfCheck, startSelfCheck} from './self-check.ts';

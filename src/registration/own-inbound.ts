@@ -1,14 +1,6 @@
 import {type Clock, never, type Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
-import {typeUrl} from '../proto/types.ts';
-import {FieldReader, WireError} from '../proto/wire.ts';
-
-/** An answer of the control plane, as far as it is looked at. */
-export interface SeenResponse {
-	readonly typeUrl: string;
-	readonly resources: {readonly names: readonly string[]; any(index: number): Buffer};
-	readonly removed: readonly string[];
-}
+import {type OwnEndpoint, OwnEndpoints, type SeenResponse} from './own-endpoints.ts';
 
 export interface OwnInboundStatus {
 	/** Ports of ours that the mesh sends requests to. */
@@ -23,13 +15,19 @@ export interface OwnInbound extends Running {
 	/** To be called with each answer; `isWhole`: what it does not name is gone. */
 	see(response: SeenResponse, isWhole: boolean): void;
 	status(): OwnInboundStatus;
+	/** Our address among the endpoints of services, as callers are told of it. */
+	endpoints(): readonly OwnEndpoint[];
+	/** Calls back when that may have changed. Returns how to stop it. */
+	onChange(listener: () => void): () => void;
+	/** Our address is another one now. */
+	forget(): void;
 	/** Resolves when, as far as the control plane has told us, nobody is sent to us any more; or with the signal. */
 	untilLeft(signal: AbortSignal): Promise<void>;
 }
 
 export interface OwnInboundDeps {
 	/** Of our WorkloadEntry. */
-	readonly address: string;
+	readonly address: () => string;
 	/** Ends the stream to the control plane and opens another. */
 	readonly reconnect: () => void;
 	readonly clock: Clock;
@@ -52,17 +50,15 @@ const maxAttempts = 3;
  */
 export function startOwnInbound({address, reconnect, clock, random, log}: OwnInboundDeps): OwnInbound {
 	const stopping = new AbortController();
-	const needle = Buffer.from(address);
-	/** EDS name → our own ports in it. */
-	const ours = new Map<string, readonly number[]>();
-	const served = new Set<number>();
-	const leaving = new Set<() => void>();
+	const own = new OwnEndpoints(address);
+	const listeners = new Set<() => void>();
 	let attempts = 0;
 	let known = '';
 	let timer: AbortController | undefined;
 
-	const ports = () => [...new Set([...ours.values()].flat())].sort((a, b) => a - b);
-	const missing = () => ports().filter(port => !served.has(port));
+	const sentTo = () => own.all().filter(({isHealthy}) => isHealthy);
+	const ports = () => [...new Set(sentTo().map(({port}) => port))].sort((a, b) => a - b);
+	const missing = () => ports().filter(port => !own.served.has(port));
 
 	const check = (): void => {
 		const now = missing().join(', ');
@@ -94,83 +90,29 @@ export function startOwnInbound({address, reconnect, clock, random, log}: OwnInb
 
 	return {
 		finished: never,
-		see: ({typeUrl: url, resources, removed}, isWhole) => {
-			if (url === typeUrl.cluster) {
-				if (isWhole) {
-					served.clear();
-					const kept = new Set(resources.names);
-					for (const name of ours.keys()) if (!kept.has(name)) ours.delete(name);
-				}
-				for (const name of resources.names) {
-					const port = inboundPort(name);
-					if (port !== undefined) served.add(port);
-				}
-				for (const name of removed) {
-					const port = inboundPort(name);
-					if (port !== undefined) served.delete(port);
-					ours.delete(name);
-				}
-			} else if (url === typeUrl.endpoint) {
-				for (const [i, name] of resources.names.entries()) {
-					const any = resources.any(i);
-					const found = any.includes(needle) ? portsOf(any, address) : [];
-					if (found.length > 0) ours.set(name, found);
-					else ours.delete(name);
-				}
-				for (const name of removed) ours.delete(name);
-			} else return;
+		see: (response, isWhole) => {
+			if (!own.see(response, isWhole)) return;
 			check();
-			if (ours.size === 0) for (const done of leaving) done();
+			for (const listener of listeners) listener();
 		},
+		endpoints: () => own.all(),
+		onChange: listener => {
+			listeners.add(listener);
+			return () => listeners.delete(listener);
+		},
+		forget: () => own.forget(),
 		untilLeft: signal =>
 			new Promise(resolve => {
-				if (ours.size === 0) resolve();
-				const done = () => {
-					leaving.delete(done);
+				const look = () => {
+					if (sentTo().length > 0 && !signal.aborted) return;
+					listeners.delete(look);
 					resolve();
 				};
-				leaving.add(done);
-				signal.addEventListener('abort', done, {once: true});
+				listeners.add(look);
+				signal.addEventListener('abort', look, {once: true});
+				look();
 			}),
 		status: () => ({ports: ports(), missing: missing(), attempts}),
 		stop: async () => stopping.abort(),
 	};
-}
-
-/** `inbound|8080||` → 8080 */
-function inboundPort(cluster: string): number | undefined {
-	const [, port] = /^inbound\|(\d+)\|/.exec(cluster) ?? [];
-	return port === undefined ? undefined : Number(port);
-}
-
-/**
- * Ports of the endpoints with this address. Any: value 2 = ClusterLoadAssignment: endpoints 2 → lb_endpoints 2 →
- * endpoint 1 → address 1 → socket_address 1 {address 2, port_value 3}. What cannot be read has none: Envoy will say
- * what is wrong with it.
- */
-function portsOf(any: Buffer, address: string): number[] {
-	const found: number[] = [];
-	try {
-		for (const socket of descend(new FieldReader(any), [2, 2, 2, 1, 1, 1])) {
-			let host = '';
-			let port = 0;
-			while (socket.next()) {
-				if (socket.number === 2) host = socket.string();
-				else if (socket.number === 3) port = socket.uint();
-			}
-			if (host === address && port !== 0) found.push(port);
-		}
-	} catch (error) {
-		if (!(error instanceof WireError)) throw error;
-	}
-	return found;
-}
-
-/** Every message at the end of a path of field numbers. */
-function* descend(reader: FieldReader, [number, ...rest]: readonly number[]): Generator<FieldReader> {
-	if (number === undefined) {
-		yield reader;
-		return;
-	}
-	while (reader.next()) if (reader.number === number) yield* descend(reader.message(), rest);
 }

@@ -3,6 +3,7 @@ import {saysNo} from '../control-plane/refusals.ts';
 import {type Clock, type Gate, never, type Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import type {UpstreamStatus} from '../relay/index.ts';
+import type {EntryFinding, EntryProblem} from './entry-finding.ts';
 
 /**
  * - `off`: no WorkloadGroup is set, nothing is registered by us
@@ -12,12 +13,26 @@ import type {UpstreamStatus} from '../relay/index.ts';
  *   istiod that lives deletes it after its grace period, one that does not keeps it
  * - `withdrawn`: we have ended the stream ourselves, for want of Envoy or because we stop; or it is one that registers
  *   nothing, as `onramp unready` wants it
+ * - `waiting for group`: there is no such WorkloadGroup yet
  * - `refused`: it said why not
  */
-export type RegistrationState = 'off' | 'connecting' | 'registered' | 'away' | 'withdrawn' | 'refused';
+export type RegistrationState =
+	| 'off'
+	| 'connecting'
+	| 'registered'
+	| 'away'
+	| 'withdrawn'
+	| 'waiting for group'
+	| 'refused';
 
 export interface RegistrationStatus {
 	readonly state: RegistrationState;
+	/** In a line: the state, and of an entry that is there whether callers are sent to it. */
+	readonly summary: string;
+	/** What the mesh shows of our entry, or why it shows nothing; undefined while it is not registered. */
+	readonly proof: string | undefined;
+	/** What is wrong with the entry, as far as the mesh shows it. */
+	readonly problems: readonly Pick<EntryProblem, 'what' | 'hint'>[];
 	/** WorkloadEntry, `NAMESPACE/NAME`. */
 	readonly entry: string | undefined;
 	readonly group: string | undefined;
@@ -34,6 +49,8 @@ export interface Registration extends Running {
 	status(): RegistrationStatus;
 	/** What it depends on besides the stream has changed. */
 	look(): void;
+	/** How long istiod has had our stream; undefined while it has not. */
+	registeredForMs(): number | undefined;
 }
 
 export interface RegistrationDeps {
@@ -44,8 +61,8 @@ export interface RegistrationDeps {
 	readonly onUpstreamChange: (listener: () => void) => () => void;
 	/** Why this machine is to stay out of load balancing although the stream is there; undefined = it is not. */
 	readonly withheld: () => string | undefined;
-	/** Why the mesh sends nothing here although we are registered, where the entry has health. */
-	readonly unhealthy: () => string | undefined;
+	/** What is seen of our entry; undefined while nothing is. */
+	readonly finding: () => EntryFinding | undefined;
 	/** Takes us out of the mesh: called first on an orderly stop. */
 	readonly withdraw: () => void;
 	readonly gate: Gate;
@@ -73,6 +90,7 @@ export function nextState(
 ): RegistrationState {
 	if (isWithheld) return 'withdrawn';
 	if (state === 'connected') return 'registered';
+	if (lastError?.code === 'control_plane.group_missing') return 'waiting for group';
 	if (lastError && saysNo(lastError.code)) return 'refused';
 	const wasTaken = before === 'registered' || before === 'away';
 	if (wasTaken) return state === 'idle' ? 'withdrawn' : 'away';
@@ -89,7 +107,7 @@ export function startRegistration({
 	savedAt,
 	onUpstreamChange,
 	withheld,
-	unhealthy,
+	finding,
 	withdraw,
 	gate,
 	clock,
@@ -101,16 +119,19 @@ export function startRegistration({
 	const entry = group === undefined ? undefined : `${namespace}/${workloadEntryName(group, address, network)}`;
 	let state: RegistrationState = group === undefined ? 'off' : 'connecting';
 	let since = clock.now();
+	let sinceMs = clock.monotonicMs();
 	let confirmedUntil: Date | undefined;
 
 	const enter = (next: RegistrationState) => {
 		if (next === state) return;
 		since = clock.now();
+		sinceMs = clock.monotonicMs();
 		if (state === 'registered') confirmedUntil = since;
 		if (next === 'registered') confirmedUntil = undefined;
 		if (next === 'registered' || next === 'withdrawn') log.info({entry, address}, next);
 		// Why, the relay has told: it is the stream that was refused.
-		else if (next === 'refused') log.info({entry, address, code: upstream().lastError?.code}, 'registration refused');
+		else if (next === 'refused' || next === 'waiting for group')
+			log.info({entry, address, code: upstream().lastError?.code}, 'registration refused');
 		state = next;
 	};
 	const look = () => {
@@ -119,11 +140,9 @@ export function startRegistration({
 		const before = state === 'connecting' ? savedAt() : undefined;
 		enter(nextState(before ? 'away' : state, status, withheld() !== undefined));
 		if (before && state === 'away') confirmedUntil = before;
-		const why = unhealthy();
 		// The agent does its job: a start must not wait for an application that is started after it.
 		if (withheld() !== undefined) gate.open(`not registered: ${withheld()}`);
-		else if (state === 'registered')
-			gate.open(`${entry} at ${address}${why === undefined ? '' : `, unhealthy: ${why}`}`);
+		else if (state === 'registered') gate.open(`${entry} at ${address}: ${summary()}`);
 		// Traffic does not depend on it, and a fleet must not turn red because istiod is away.
 		else if (state === 'away') gate.open(unconfirmed(entry, confirmedUntil));
 		else {
@@ -135,10 +154,15 @@ export function startRegistration({
 		const {lastError} = upstream();
 		if (state === 'off') return {reason: undefined, hint: undefined};
 		if (withheld() !== undefined) return {reason: withheld(), hint: 'onramp ready'};
-		const why = unhealthy();
-		if (state === 'registered') return {reason: why && `unhealthy: ${why}`, hint: undefined};
+		if (state === 'registered') return {reason: undefined, hint: undefined};
 		if (state === 'withdrawn' && !lastError) return {reason: withdrawnReason, hint: withdrawnHint};
 		return {reason: lastError?.message, hint: lastError?.hint};
+	};
+
+	const summary = (): string => {
+		if (state === 'registered') return finding()?.summary ?? state;
+		const {reason} = explain();
+		return state === 'refused' || state === 'withdrawn' ? `${state}: ${reason}` : state;
 	};
 
 	if (group === undefined) gate.open('not asked for: no WorkloadGroup is set');
@@ -146,8 +170,14 @@ export function startRegistration({
 	look();
 	return {
 		finished: never,
-		status: () => ({state, entry, group, address, ...explain(), since, confirmedUntil}),
+		status: () => {
+			const found = state === 'registered' ? finding() : undefined;
+			const problems = (found?.problems ?? []).map(({what, hint}) => ({what, hint}));
+			const {proof} = found ?? {proof: undefined};
+			return {state, summary: summary(), proof, problems, entry, group, address, ...explain(), since, confirmedUntil};
+		},
 		look,
+		registeredForMs: () => (state === 'registered' ? clock.monotonicMs() - sinceMs : undefined),
 		stop: async () => {
 			unsubscribe();
 			withdraw();

@@ -46,6 +46,8 @@ export interface Relay extends Running {
 	begin(): void;
 	/** Ends the stream to the control plane for good, so that it takes us out of load balancing; Envoy stays connected. */
 	leave(): void;
+	/** What the control plane has sent under this name, the encoded Any; not to be kept. */
+	find(url: string, name: string): Buffer | undefined;
 	/** From now on Envoy keeps what it has: it is about to drain, and is not to lose what it serves with before that. */
 	hold(): void;
 	/** What the workload says of its health; kept and repeated on each new stream. */
@@ -433,6 +435,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			patience.abort();
 			upstream.setWanted(false);
 		},
+		find: (url, name) => cache.type(url).resources.get(name)?.any,
 		hold: () => {
 			isHeld = true;
 		},

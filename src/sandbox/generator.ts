@@ -233,7 +233,7 @@ export class ConfigGenerator {
 				...(spec.serviceAccount === ''
 					? {}
 					: {spiffeId: `spiffe://${trustDomain}/ns/${namespace}/sa/${spec.serviceAccount}`}),
-				workload: `${annotations['istio.io/autoRegistrationGroup']};${namespace};${spec.labels['app'] ?? name};;${clusterId}`,
+				workload: `${annotations['istio.io/autoRegistrationGroup']};${namespace};${spec.labels['service.istio.io/canonical-name'] ?? spec.labels['app'] ?? name};;${clusterId}`,
 			}));
 		const endpoints = [...fixed, ...selected];
 		this.#endpoints.set(service, endpoints);

@@ -163,6 +163,7 @@ class ControlPlane {
 				this.#lifetimeMs = ms;
 			},
 			workloadEntries: () => this.#entries.list(),
+			deleteWorkloadEntry: (namespace, name) => this.#entries.delete(namespace, name),
 			connections: () => this.#ads.connections(),
 			pushes: this.#pushes,
 			acks: this.#acks,

@@ -90,6 +90,8 @@ export interface Sandbox extends Running {
 	/** Instead of what clients ask for; `undefined` gives them that again. */
 	setCertificateLifetimeMs(ms: number | undefined): void;
 	workloadEntries(): readonly WorkloadEntry[];
+	/** Behind the back of whoever registered it. */
+	deleteWorkloadEntry(namespace: string, name: string): void;
 	connections(): readonly ConnectionView[];
 	readonly pushes: EventLog<PushEvent>;
 	readonly acks: EventLog<AckEvent>;

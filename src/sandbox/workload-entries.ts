@@ -148,6 +148,15 @@ export class WorkloadEntries {
 		if (isReady(entry) !== isReady(changed)) this.#deps.onChange(changed);
 	}
 
+	/** As somebody with kubectl does. */
+	delete(namespace: string, name: string): void {
+		const key = `${namespace}/${name}`;
+		const entry = this.#entries.get(key);
+		if (!entry) return;
+		this.#entries.delete(key);
+		this.#deps.onChange(entry);
+	}
+
 	/** The controlling istiod has died: its timers are gone, its entries are not. */
 	suspend(): void {
 		this.#isSuspended = true;

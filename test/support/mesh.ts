@@ -174,7 +174,12 @@ export interface Parts {
 		readonly version: string;
 		readonly retiring?: number;
 	};
-	readonly registration: {readonly state: string; readonly entry: string; readonly reason?: string};
+	readonly registration: {
+		readonly state: string;
+		readonly summary: string;
+		readonly proof?: string;
+		readonly entry: string;
+	};
 	readonly health: {readonly state: string; readonly reason?: string};
 }
 

@@ -99,7 +99,7 @@ test.serial(
 			await untilHealth(mesh, 'False');
 			t.regex(conditionOf(mesh)!.message!, message);
 			const report = await vm.until('unhealthy', each => partsOf(each).health.state === 'unhealthy');
-			t.regex(partsOf(report).registration.reason!, /^unhealthy: readinessProbe: /);
+			t.regex(partsOf(report).registration.summary, /^unhealthy: readinessProbe: /);
 			t.true(report.ready, 'the agent itself is');
 			await app.become('well');
 			await untilHealth(mesh, 'True');

@@ -28,7 +28,7 @@ function setUp(address = '10.0.0.5') {
 	const clock = new FakeClock();
 	let reconnects = 0;
 	const own = startOwnInbound({
-		address,
+		address: () => address,
 		clock,
 		reconnect: () => reconnects++,
 		random: () => 0,

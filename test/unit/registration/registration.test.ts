@@ -1,7 +1,12 @@
 import test from 'ava';
 import {Readiness} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
-import {type RegistrationState, startRegistration, workloadEntryName} from '../../../src/registration/index.ts';
+import {
+	type EntryFinding,
+	type RegistrationState,
+	startRegistration,
+	workloadEntryName,
+} from '../../../src/registration/index.ts';
 import {nextState} from '../../../src/registration/registration.ts';
 import type {UpstreamStatus} from '../../../src/relay/index.ts';
 import {FakeClock} from '../../support/fake-clock.ts';
@@ -11,7 +16,8 @@ type Failure = NonNullable<UpstreamStatus['lastError']>;
 
 const failure = (code: string): Failure => ({code, message: `why ${code}`, hint: `mend ${code}`, at: new Date(0)});
 const away = failure('control_plane.unreachable');
-const refusal = failure('control_plane.group_missing');
+const refusal = failure('control_plane.permission_denied');
+const missing = failure('control_plane.group_missing');
 
 function upstreamStatus(state: UpstreamStatus['state'], lastError?: Failure): UpstreamStatus {
 	const since = new Date(0);
@@ -25,7 +31,7 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 	let listener = () => {};
 	const calls: string[] = [];
 	let withheld: string | undefined;
-	let unhealthy: string | undefined;
+	let finding: EntryFinding | undefined;
 	const registration = startRegistration({
 		workload: {...workload, group, addresses: ['10.0.0.5', 'fd00::5']},
 		upstream: () => upstream,
@@ -37,7 +43,7 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 			};
 		},
 		withheld: () => withheld,
-		unhealthy: () => unhealthy,
+		finding: () => finding,
 		withdraw: () => calls.push('withdraw'),
 		gate: readiness.gate('registration'),
 		clock,
@@ -48,8 +54,8 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 		listener();
 		return registration.status().state;
 	};
-	const say = (what: {withheld?: string; unhealthy?: string}) => {
-		({withheld, unhealthy} = {withheld: undefined, unhealthy: undefined, ...what});
+	const say = (what: {withheld?: string; finding?: EntryFinding}) => {
+		({withheld, finding} = {withheld: undefined, finding: undefined, ...what});
 		registration.look();
 	};
 	return {registration, become, say, calls, clock, gate: () => readiness.states()[0]!};
@@ -91,13 +97,15 @@ test(follows, 'withdrawn', 'connected', undefined, 'registered');
 test(follows, 'refused', 'connecting', refusal, 'refused');
 test(follows, 'refused', 'waiting', away, 'connecting');
 test(follows, 'refused', 'connected', undefined, 'registered');
+test(follows, 'registered', 'waiting', missing, 'waiting for group');
+test(follows, 'waiting for group', 'waiting', away, 'connecting');
 for (const code of ['permission_denied', 'node_refused', 'unauthenticated'])
 	test(follows, 'away', 'waiting', failure(`control_plane.${code}`), 'refused');
 
 test('registration › while the control plane is away the gate stays open and says since when nothing is known', async t => {
 	const {registration, become, gate, clock} = setUp();
 	t.is(become('connected'), 'registered');
-	t.is(gate().reason, 'bar/checkout-10.0.0.5 at 10.0.0.5');
+	t.is(gate().reason, 'bar/checkout-10.0.0.5 at 10.0.0.5: registered');
 	t.is(registration.status().confirmedUntil, undefined);
 	await clock.advance(60_000);
 	t.is(become('waiting', away), 'away');
@@ -132,7 +140,8 @@ test('registration › a refusal closes the gate with its reason and remedy', t 
 	const {registration, become, gate} = setUp();
 	become('waiting', refusal);
 	t.like(gate(), {isOpen: false, reason: refusal.message, hint: refusal.hint});
-	t.like(registration.status(), {state: 'refused', reason: refusal.message, hint: refusal.hint});
+	const {message: reason, hint} = refusal;
+	t.like(registration.status(), {state: 'refused', summary: `refused: ${reason}`, reason, hint});
 });
 
 test('registration › a stop withdraws, says so, and listens no more', async t => {
@@ -176,12 +185,35 @@ test('registration › in maintenance the stream goes on, registers nothing, and
 	t.is(registration.status().state, 'registered');
 });
 
-test('registration › an entry that is unhealthy says why, and the agent is no less ready for it', t => {
+test('registration › what is seen of the entry is told, and the agent is no less ready for it', t => {
 	const {registration, become, say, gate} = setUp();
 	become('connected');
-	say({unhealthy: 'web: HTTP status 500'});
-	t.like(registration.status(), {state: 'registered', reason: 'unhealthy: web: HTTP status 500'});
-	t.like(gate(), {isOpen: true, reason: 'bar/checkout-10.0.0.5 at 10.0.0.5, unhealthy: web: HTTP status 500'});
-	say({});
-	t.is(registration.status().reason, undefined);
+	t.is(registration.status().summary, 'registered');
+	const problem = {what: 'callers speak plaintext to this VM', hint: 'set serviceAccount', isMendable: false};
+	say({
+		finding: {
+			summary: 'unhealthy: web: HTTP status 500',
+			proof: 'callers are not sent here',
+			problems: [problem],
+			isSettled: true,
+		},
+	});
+	t.like(registration.status(), {
+		state: 'registered',
+		summary: 'unhealthy: web: HTTP status 500',
+		proof: 'callers are not sent here',
+		problems: [{what: problem.what, hint: problem.hint}],
+	});
+	t.like(gate(), {isOpen: true, reason: 'bar/checkout-10.0.0.5 at 10.0.0.5: unhealthy: web: HTTP status 500'});
+	become('waiting', away);
+	t.like(registration.status(), {state: 'away', summary: 'away', proof: undefined, problems: []});
+});
+
+test('registration › a group that is not there is waited for', t => {
+	const {registration, become, gate} = setUp();
+	t.is(become('waiting', missing), 'waiting for group');
+	t.is(registration.status().summary, 'waiting for group');
+	t.like(gate(), {isOpen: false, reason: missing.message, hint: missing.hint});
+	t.is(become('connecting', missing), 'waiting for group');
+	t.is(become('connected'), 'registered');
 });

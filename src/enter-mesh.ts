@@ -1,0 +1,125 @@
+import type {Health} from './health/index.ts';
+import {keepWord, startHealth} from './health/index.ts';
+import type {Mesh, MeshDeps} from './mesh.ts';
+import {typeUrl} from './proto/types.ts';
+import type {EnvoyProxy} from './proxy/index.ts';
+import {type Registration, type SelfCheck, startRegistration, startSelfCheck} from './registration/index.ts';
+
+/** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
+export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
+	const {config, readiness, status, parts, logOf, clock} = deps;
+	const {relay} = mesh;
+	// What Envoy has just taken may have made it ready.
+	relay.onChange(proxy.lookNow);
+	let selfCheck: SelfCheck | undefined;
+	const registration = await parts.start('registration', () =>
+		startRegistration({
+			clock,
+			workload: config.workload,
+			upstream: () => relay.status().upstream,
+			savedAt: () => relay.status().servingSaved,
+			onUpstreamChange: relay.onChange,
+			withheld: () => mesh.withheld(),
+			finding: () => selfCheck?.finding(),
+			withdraw: relay.leave,
+			gate: readiness.gate('registration'),
+			log: logOf('registration'),
+		}),
+	);
+	status.add('registration', registration.status);
+	const onChange = () => {
+		registration.look();
+		selfCheck?.look();
+	};
+	// Stopped before registration: that we go is said while there is a stream to say it on.
+	const health = await parts.start('health', () => startHealthOf(deps, mesh, onChange));
+	mesh.withheld = health.withheld;
+	selfCheck = await parts.start('self-check', async () => startSelfCheckOf(deps, mesh, registration, health));
+	registration.look();
+	const {say, leave} = health;
+	status.add('health', health.status);
+	status.addCommand('ready', input => say('ready', input));
+	status.addCommand('unready', input => say('unready', input));
+	// The first half of a stop, for a service whose rules and Envoy are other units.
+	status.addCommand('leave', async () => {
+		await leave();
+		await registration.stop();
+		await proxy.drain();
+	});
+	relay.begin();
+}
+
+function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, onChange: () => void): Promise<Health> {
+	const {config, readiness, logOf, clock, random, metrics} = deps;
+	const {workload, proxy} = config;
+	const isConnected = () => relay.status().upstream.state === 'connected';
+	return startHealth({
+		config: config.health,
+		hasEntry: workload.group !== undefined,
+		proxyGate: () => readiness.states().find(({name}) => name === 'proxy')!,
+		onGateChange: listener => readiness.onChange(listener),
+		report: relay.setHealth,
+		onWithheld: relay.reconnect,
+		onChange,
+		onConnected: listener => {
+			let wasConnected = isConnected();
+			return relay.onChange(() => {
+				if (isConnected() && !wasConnected) listener();
+				wasConnected = isConnected();
+			});
+		},
+		untilLeft: async signal => {
+			if (isConnected()) await inbound.untilLeft(signal);
+		},
+		onLeaving: relay.hold,
+		isEnded: proxy.onStop === 'stop' && (proxy.mode === 'spawn' || proxy.mode === 'off'),
+		keeper: keepWord(config.health.stateDir),
+		startProbers: async onResult => {
+			const {probes, defaultHost} = config.health;
+			if (probes.length === 0) return [];
+			// Programs and protocols that a machine without probes need not load.
+			const {startProber} = await import('./health/prober.ts');
+			const host = () => (defaultHost === 'localhost' ? 'localhost' : workload.addresses[0]!);
+			return probes.map(probe =>
+				startProber({probe, host, clock, onResult: outcome => onResult(probe.name, outcome === undefined)}),
+			);
+		},
+		clock,
+		random,
+		metrics,
+		log: logOf('health'),
+	});
+}
+
+function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration, health: Health): SelfCheck {
+	const {config, logOf, clock, random} = deps;
+	const {group, namespace, clusterId, labels} = config.workload;
+	const {relay, inbound} = mesh;
+	const takesUs = (service: string): boolean | undefined => {
+		const cluster = relay.find(typeUrl.cluster, service);
+		const own = mesh.spiffeId();
+		if (own === undefined || !cluster?.includes('spiffe://')) return undefined;
+		return cluster.includes(own);
+	};
+	const check = startSelfCheck({
+		evidence: () => {
+			const registeredForMs = registration.registeredForMs();
+			if (group === undefined || registeredForMs === undefined) return undefined;
+			return {
+				registeredForMs,
+				told: health.told(),
+				endpoints: inbound.endpoints(),
+				expected: {group, namespace, clusterId, canonicalName: labels['service.istio.io/canonical-name'] ?? ''},
+				takesUs,
+			};
+		},
+		reconnect: relay.reconnect,
+		onFinding: registration.look,
+		clock,
+		random,
+		log: logOf('registration'),
+	});
+	inbound.onChange(check.look);
+	relay.onChange(check.look);
+	return check;
+}
