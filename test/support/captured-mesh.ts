@@ -131,6 +131,35 @@ export class CapturedVm {
 		this.#exit = exitOf(this.#child);
 	}
 
+	/** `onramp join --capture` as somebody types it; keeps the bundle below `directory/kept`. */
+	join(options: {readonly uid?: number; readonly flags?: readonly string[]} = {}): {
+		readonly child: ChildProcess;
+		readonly exit: Promise<number | null>;
+		said(): string;
+	} {
+		const {uid, flags = []} = options;
+		const own = this.#flags.filter((word, i) => word !== '--bundle' && this.#flags[i - 1] !== '--bundle');
+		const words = [
+			'join',
+			join(this.directory, 'bundle'),
+			'--install-to',
+			join(this.directory, 'kept'),
+			...own,
+			...flags,
+		];
+		let said = '';
+		const child = this.options.vm.spawn([process.execPath, this.#agentPath, ...words], {
+			...(uid === undefined ? {} : {uid}),
+			stderr: text => {
+				said += text;
+			},
+		});
+		child.stdout!.on('data', (chunk: Buffer) => {
+			said += chunk.toString();
+		});
+		return {child, exit: exitOf(child), said: () => said};
+	}
+
 	/** A second agent with the same directories, to its end. */
 	startAnother(): Promise<number | null> {
 		return exitOf(this.#spawn(true));

@@ -1,4 +1,4 @@
-import {readFile} from 'node:fs/promises';
+import {chown, readdir, readFile, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import {
@@ -17,6 +17,7 @@ import {
 	appUid,
 	execute,
 	makeWorld,
+	meshUid,
 	secondWire,
 	skippedWithout,
 	toolPath,
@@ -194,6 +195,33 @@ test.serial('agent › without the capability it says so before it touches anyth
 	t.regex(a.log, /capture\.by-agent\): this process has no CAP_NET_ADMIN[\s\S]*AmbientCapabilities=CAP_NET_ADMIN/);
 	t.is(await world.dump(), clean);
 	t.notRegex(await world.processes(), /envoy/);
+});
+
+test.serial('agent › join with capture says so and what came of it; root is then who is not captured', async t => {
+	if (skippedWithout(t)) return;
+	const {world, clean, vm} = await setUp(t);
+	const a = await vm({flags: ['--config', join(world.directory, 'a/onramp.yaml')]});
+	await writeFile(join(a.directory, 'onramp.yaml'), '');
+	const refused = a.join({uid: meshUid, flags: ['--capture']});
+	t.is(await refused.exit, 78);
+	t.regex(refused.said(), /this process has no CAP_NET_ADMIN/);
+	t.deepEqual((await readdir(a.directory)).toSorted(), ['bundle', 'onramp.yaml'], 'nothing was kept');
+
+	// Where root puts down what it reads back, nobody else may write.
+	await chown(a.directory, 0, 0);
+	const joined = a.join({flags: ['--capture', '--capture-users', 'root', '--capture-groups', '']});
+	await until('readiness', () => joined.said().includes('ready: spiffe'), 60_000).catch(error => {
+		throw new Error(joined.said(), {cause: error});
+	});
+	t.regex(
+		joined.said(),
+		/^traffic capture: the agent puts rules in once Envoy answers; what works now must work then/m,
+	);
+	t.regex(joined.said(), /^ {2}capture: \d+ rules with nft; all that worked before works$/m);
+	t.regex(await world.dump(), /skuid 0 .*return/);
+	joined.child.kill('SIGINT');
+	t.is(await joined.exit, 0);
+	t.is(await world.dump(), clean);
 });
 
 test.serial('agent › Envoy as a user whom the rules would capture: refused, and the gate says why', async t => {
