@@ -60,7 +60,7 @@ export interface CaptureKeeper extends Running {
 const needed: readonly string[] = ['identity', 'configuration', 'proxy', 'dns'];
 const trialMs = 60_000;
 /** A look takes a few milliseconds, a whole check a process of our own. */
-const lookEveryMs = 2000;
+const lookEveryMs = 3000;
 const checkEveryMs = 300_000;
 /** While they are not as planned although they ought to have been put right. */
 const mendEveryMs = 10_000;
