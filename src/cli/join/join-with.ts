@@ -41,8 +41,9 @@ export async function joinWith(source: string, target: string, flags: Flags, opt
 		refuseWhatServiceIgnores(await loadFrom({...flags, bundle: target}, {files}), ofService);
 	}
 
-	const {isByAgent} = wanted.config.capture;
-	if (isByAgent && plan.kind === 'foreground') (await import('../../capture/keeper.ts')).refuseWithoutNetAdmin();
+	// A service may leave that to a unit of its own.
+	const isCapturing = wanted.config.capture.isByAgent && plan.kind === 'foreground';
+	if (isCapturing) (await import('../../capture/keeper.ts')).refuseWithoutNetAdmin();
 
 	say(`bundle ${source}: good`);
 	for (const warning of warnings) say(`  warning: ${warning}`);
@@ -51,7 +52,7 @@ export async function joinWith(source: string, target: string, flags: Flags, opt
 	tellChanges(changes, kept, target);
 	tellOpenToken(source, target);
 
-	if (isByAgent && plan.kind !== 'keep')
+	if (isCapturing)
 		say('traffic capture: the agent puts rules in once Envoy answers; what works now must work then, or they go back');
 
 	const wake = async (): Promise<boolean> => {
