@@ -67,6 +67,8 @@ const mendEveryMs = 10_000;
 /** An Envoy that is started anew is back within half of this. */
 const goneForMs = 3000;
 const retryMs = {first: 2000, most: 60_000};
+/** A change by somebody else is over by then. */
+const [mostRemovals, busyMs] = [20, 500];
 /** Tried again only when somebody asks for it: each try would cut off what it cut off before. */
 const isFinal: ReadonlySet<string> = new Set(['capture.rolled_back']);
 const again = 'onramp join BUNDLE once more, or a restart of the agent, puts them in again';
@@ -263,13 +265,23 @@ class Keeper implements CaptureKeeper {
 		if (isLeft) return this.#enter('left', 'the agent stops; the rules stay');
 		await drain();
 		// Also what an earlier agent has put in: nobody is there any more to whom they lead.
-		const reply = await this.#perform({kind: 'remove', config}, new AbortController().signal);
+		const reply = await this.#remove();
 		if (reply.kind === 'failed') {
 			log.error({code: reply.code, hint: reply.hint}, `the rules of capture are left behind: ${reply.message}`);
 			return this.#enter('failed', reply.message, reply.hint);
 		}
 		log.info(reply, 'the rules of capture are taken away');
 		this.#enter('removed', 'the agent stops; the rules were taken away');
+	}
+
+	/** Somebody else may be at it just now, the guardian of a trial for one. */
+	async #remove(): Promise<StepReply> {
+		const {config, clock} = this.#deps;
+		for (let tries = 1; ; tries++) {
+			const reply = await this.#perform({kind: 'remove', config}, new AbortController().signal);
+			if (reply.kind !== 'failed' || reply.code !== 'capture.busy' || tries === mostRemovals) return reply;
+			await clock.sleep(busyMs);
+		}
 	}
 
 	#enter(state: CaptureState, reason: string, hint?: string): void {

@@ -222,10 +222,14 @@ export class CapturedVm {
 	}
 
 	async untilAnswers(url: string): Promise<Echo> {
-		return until(`an answer of ${url}`, async () => {
-			const seen = await this.get(url);
-			return seen.app ? seen : undefined;
-		});
+		return until(
+			`an answer of ${url}`,
+			async () => {
+				const seen = await this.get(url);
+				return seen.app ? seen : undefined;
+			},
+			60_000,
+		);
 	}
 }
 
