@@ -258,7 +258,7 @@ class Keeper implements CaptureKeeper {
 	}
 
 	async #stop(): Promise<void> {
-		const {config, isLeft, drain, log} = this.#deps;
+		const {isLeft, drain, log} = this.#deps;
 		this.#unsubscribe();
 		this.#stopping.abort();
 		await this.#running;
