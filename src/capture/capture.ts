@@ -87,6 +87,8 @@ export interface ApplyOptions {
 		/** Rules that have held here before need no second trial. */
 		readonly isOnlyNew?: boolean;
 	};
+	/** Asked when nobody else can change anything any more; false: the change is not wanted after all. */
+	readonly onlyIf?: () => Promise<boolean>;
 	/** Who runs Envoy; refused unless the rules exempt that user, as its own connections would be led to itself. */
 	readonly proxyUid?: number;
 }
@@ -129,7 +131,11 @@ interface Waiting {
 
 async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<Applied | Waiting> {
 	const {config, run} = deps;
-	const {isForced = false, isTakeOver = false, confirm, proxyUid} = options;
+	const {isForced = false, isTakeOver = false, confirm, proxyUid, onlyIf} = options;
+	if (onlyIf && !(await onlyIf()))
+		throw new AgentError('capture.busy', 'apply capture: somebody has taken the rules away meanwhile', {
+			hint: 'nothing was changed',
+		});
 	const places = placesIn(config.stateDir);
 	const kernel = new Kernel(run).ask();
 	// A trial is begun before the change, so it has to be known that the kernel takes it.
@@ -283,6 +289,18 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 		// either when this process dies half way.
 		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
 		return {backends: await removeAll(deps.run, new Kernel(deps.run).ask()), isBlocking: false};
+	});
+}
+
+/** Takes the rules out for as long as Envoy does not answer, and keeps in mind that they are to come back. */
+export async function withdrawCapture({config, run, clock}: CaptureDeps): Promise<void> {
+	await locked(config, async () => {
+		const {applied, bypassed} = placesIn(config.stateDir);
+		// Somebody may have taken them away for good.
+		if (!(await exists(applied))) return;
+		await writeJson(bypassed, {since: clock.now().toISOString()});
+		await removeAll(run, new Kernel(run).ask());
+		await rm(applied, {force: true});
 	});
 }
 

@@ -1,75 +1,152 @@
+import {readFileSync} from 'node:fs';
 import {reasonOf} from '../errors.ts';
 import type {Logger} from '../log.ts';
-import {applyCapture, type CaptureDeps, prepareCapture, removeCapture, verifyCapture} from './capture.ts';
+import {applyCapture, type CaptureDeps, verifyCapture, withdrawCapture} from './capture.ts';
 import {exists, placesIn} from './confirm.ts';
+import {hasLegacyTables} from './iptables-save.ts';
 import {checkListeners} from './listeners.ts';
+import {startMonitor} from './monitor.ts';
+import type {Plan} from './rules.ts';
 
 export interface WatchDeps extends CaptureDeps {
 	readonly log: Logger;
 }
 
-/** Rules are looked at so often; a look takes some ten milliseconds. */
+/** So often it is asked whether anything has changed; only then programs are run to look at the rules. */
 const lookEveryMs = 1000;
+/** For what nothing tells of. */
+const checkEveryMs = 30_000;
+/** Who changes rules often changes many. */
+const settleMs = 100;
 /** An Envoy that is restarted in place is back within half of this. */
 const goneForMs = 3000;
 
+/** Plans depend on them, and to read them costs nothing. */
+const files = ['/etc/resolv.conf', '/proc/self/net/if_inet6'];
+
 /**
  * Keeps the rules as planned until the signal: what somebody else has changed is repaired or reported, and under
- * `bypass` they are out while Envoy does not answer. Never puts rules in where nobody has applied them.
+ * `bypass` they are out while Envoy does not answer, also if this process is started anew meanwhile. Never puts rules
+ * in where nobody has applied them.
  */
 export async function watchCapture(deps: WatchDeps, signal: AbortSignal): Promise<void> {
-	const {config, clock, log} = deps;
-	let told = '';
-	let goneSinceMs: number | undefined;
-	let isBypassed = false;
-	const tell = (text: string, write: () => void) => {
-		if (text !== told) write();
-		told = text;
-	};
-	while (!signal.aborted) {
-		try {
-			const places = placesIn(config.stateDir);
-			if (isBypassed) {
-				// Rejects for as long as Envoy does not answer.
-				await applyCapture({...deps, config: {...config, waitMs: 0}}, signal);
-				isBypassed = false;
-				log.info('envoy answers again: capture is back');
-			} else if (!(await exists(places.pending)) && (await exists(places.applied))) {
-				goneSinceMs =
-					config.onAgentDown === 'bypass' && !(await isAnswering(deps))
-						? (goneSinceMs ?? clock.monotonicMs())
-						: undefined;
-				if (goneSinceMs !== undefined && clock.monotonicMs() - goneSinceMs >= goneForMs) {
-					log.warn({goneForMs}, 'envoy does not answer: traffic goes past it, as capture.on-agent-down says');
-					await removeCapture(deps);
-					isBypassed = true;
-					goneSinceMs = undefined;
-				} else await lookForDrift(deps, signal, tell);
+	const {clock} = deps;
+	let nudge = new AbortController();
+	let isNudged = true;
+	const monitor = startMonitor(
+		() => {
+			isNudged = true;
+			nudge.abort();
+		},
+		clock,
+		signal,
+	);
+	const watcher = new Watcher(deps, signal);
+	let checkedAtMs = 0;
+	let seen = '';
+	try {
+		while (!signal.aborted) {
+			const now = files.map(readIfThere).join('\0');
+			// iptables-legacy tells nobody.
+			const isHeard = monitor.isListening() && !hasLegacyTables('ip') && !hasLegacyTables('ip6');
+			const isDue = isNudged || now !== seen || !isHeard || clock.monotonicMs() - checkedAtMs >= checkEveryMs;
+			if (isDue) {
+				[isNudged, seen, checkedAtMs] = [false, now, clock.monotonicMs()];
+				nudge = new AbortController();
 			}
-		} catch (error) {
-			if (!isBypassed)
-				tell(reasonOf(error), () => log.warn({reason: reasonOf(error)}, 'the rules could not be looked after'));
+			// What could not be looked after is tried again soon.
+			if (!(await watcher.look(isDue))) isNudged = true;
+			await clock.sleep(lookEveryMs, AbortSignal.any([signal, nudge.signal])).catch(() => {}); // woken
+			if (nudge.signal.aborted) await clock.sleep(settleMs, signal).catch(() => {});
 		}
-		await clock.sleep(lookEveryMs, signal).catch(() => {}); // the signal ends the loop
+	} finally {
+		monitor.stop();
 	}
 }
 
-async function lookForDrift(
-	deps: WatchDeps,
-	signal: AbortSignal,
-	tell: (text: string, write: () => void) => void,
-): Promise<void> {
-	const {config, log} = deps;
-	const {problems} = await verifyCapture(deps);
-	if (problems.length === 0) return tell('', () => log.info('the rules are as planned again'));
-	const text = problems.join('; ');
-	if (config.onDrift === 'report') return tell(text, () => log.warn({problems}, 'the rules are not as planned'));
-	tell(text, () => log.warn({problems}, 'the rules were changed: repairing them'));
-	await applyCapture(deps, signal, {isForced: true});
+function readIfThere(path: string): string {
+	try {
+		return readFileSync(path, 'latin1');
+	} catch {
+		return '';
+	}
 }
 
-async function isAnswering(deps: WatchDeps): Promise<boolean> {
-	const {plan} = await prepareCapture(deps);
-	const listeners = await checkListeners(deps.config, plan);
-	return listeners.every(({isNeeded, isAnswering: answers}) => answers || !isNeeded);
+class Watcher {
+	readonly #deps: WatchDeps;
+	readonly #signal: AbortSignal;
+	readonly #places: ReturnType<typeof placesIn>;
+	#told = '';
+	#goneSinceMs: number | undefined;
+	/** As it was at the last look; what Envoy has to answer on. */
+	#plan: Plan | undefined;
+
+	constructor(deps: WatchDeps, signal: AbortSignal) {
+		this.#deps = deps;
+		this.#signal = signal;
+		this.#places = placesIn(deps.config.stateDir);
+	}
+
+	/** @returns false when it could not be done */
+	async look(isDue: boolean): Promise<boolean> {
+		try {
+			if (await exists(this.#places.pending)) return true;
+			if (await exists(this.#places.bypassed)) await this.#endBypass();
+			else if (await exists(this.#places.applied)) await this.#keep(isDue);
+			return true;
+		} catch (error) {
+			const reason = reasonOf(error);
+			this.#tell(reason, () => this.#deps.log.warn({reason}, 'the rules could not be looked after'));
+			return false;
+		}
+	}
+
+	async #keep(isDue: boolean): Promise<void> {
+		const {config, clock, log} = this.#deps;
+		if (config.onAgentDown === 'bypass') {
+			this.#goneSinceMs = (await this.#isAnswering()) ? undefined : (this.#goneSinceMs ?? clock.monotonicMs());
+			if (this.#goneSinceMs !== undefined && clock.monotonicMs() - this.#goneSinceMs >= goneForMs) {
+				log.warn({goneForMs}, 'envoy does not answer: traffic goes past it, as capture.on-agent-down says');
+				this.#goneSinceMs = undefined;
+				return withdrawCapture(this.#deps);
+			}
+		}
+		if (isDue) await this.#lookForDrift();
+	}
+
+	/** Rules that are still there are those that a watch before this one had no time to take out. */
+	async #endBypass(): Promise<void> {
+		const {config, log} = this.#deps;
+		if (!(await this.#isAnswering())) {
+			if (await exists(this.#places.applied)) await withdrawCapture(this.#deps);
+			return;
+		}
+		// Unless somebody takes them away for good in this moment.
+		const onlyIf = () => exists(this.#places.bypassed);
+		await applyCapture({...this.#deps, config: {...config, waitMs: 0}}, this.#signal, {onlyIf});
+		log.info('envoy answers again: capture is back');
+	}
+
+	async #lookForDrift(): Promise<void> {
+		const {config, log} = this.#deps;
+		const {problems, plan} = await verifyCapture(this.#deps);
+		this.#plan = plan;
+		if (problems.length === 0) return this.#tell('', () => log.info('the rules are as planned again'));
+		const text = problems.join('; ');
+		if (config.onDrift === 'report')
+			return this.#tell(text, () => log.warn({problems}, 'the rules are not as planned'));
+		this.#tell(text, () => log.warn({problems}, 'the rules were changed: repairing them'));
+		await applyCapture(this.#deps, this.#signal, {isForced: true, onlyIf: () => exists(this.#places.applied)});
+	}
+
+	async #isAnswering(): Promise<boolean> {
+		this.#plan ??= (await verifyCapture(this.#deps)).plan;
+		const listeners = await checkListeners(this.#deps.config, this.#plan);
+		return listeners.every(({isNeeded, isAnswering: answers}) => answers || !isNeeded);
+	}
+
+	#tell(text: string, write: () => void): void {
+		if (text !== this.#told) write();
+		this.#told = text;
+	}
 }

@@ -245,9 +245,14 @@ const status: Command = {
 		const places = placesIn(deps.config.stateDir);
 		const pending = await readJson<Pending>(places.pending);
 		const undone = await readJson<Rollback>(places.rollback);
+		const bypassed = await readJson<{readonly since: string}>(places.bypassed);
 		if (json) {
 			say(
-				JSON.stringify({backend, plan: planned.digest, live, problems, pending: pending?.id, undone}, undefined, '\t'),
+				JSON.stringify(
+					{backend, plan: planned.digest, live, problems, pending: pending?.id, undone, bypassed},
+					undefined,
+					'\t',
+				),
 			);
 			return 0;
 		}
@@ -257,6 +262,7 @@ const status: Command = {
 				`capture: ${live.kind === 'block' ? 'blocking' : 'on'} with ${backend}, ${problems.length === 0 ? 'as planned' : 'not as planned'}`,
 			);
 		if (live) for (const problem of problems) say(`problem: ${problem}`);
+		if (bypassed) say(`bypassed since ${bypassed.since}: Envoy does not answer; capture comes back when it does`);
 		if (pending) say('waits for: onramp capture confirm');
 		if (undone) say(`undone at ${undone.at}: ${undone.reason}${undone.rule ? `\n  decided by ${undone.rule}` : ''}`);
 		for (const {family, chain, comment, packets} of live?.packets ?? [])

@@ -104,6 +104,7 @@ test.serial('drift › a table that somebody flushed is repaired within seconds'
 	await outside.listen('0.0.0.0', 80);
 	t.is((await world.capture(['apply'])).code, 0);
 	vm.spawn(world.captureCommand(['watch']), {stdio: 'ignore'});
+	await until('the kernel to be listened to', async () => (await world.processes()).includes('nft monitor'));
 	for (const change of [
 		['flush', 'ruleset'],
 		['delete', 'table', 'ip', 'onramp'],

@@ -92,6 +92,33 @@ test.serial(
 	},
 );
 
+test.serial(
+	'policy › bypass: a watch that is killed and started anew while Envoy is dead brings capture back when it lives',
+	async t => {
+		if (skippedWithout(t)) return;
+		const world = await makeWorld(t, {flags: ['--capture-on-agent-down', 'bypass']});
+		const {vm, far} = world;
+		const envoy = await world.startEnvoy();
+		const [app, outside] = [await vm.peer(), await far.peer(0)];
+		await outside.listen('0.0.0.0', 80);
+		const watch = () => vm.spawn(world.captureCommand(['watch']), {stdio: 'ignore', stderr: () => {}});
+		const isVia = async (via: string) => (await app.ask(address.far.ip, 80)).via === via;
+		t.is((await world.capture(['apply'])).code, 0);
+		const first = watch();
+		envoy.kill('SIGKILL');
+		await until('traffic past Envoy', () => isVia('direct'));
+		first.kill('SIGKILL');
+		t.regex((await world.capture(['status'])).stdout, /bypassed since/);
+		const second = await world.startEnvoy();
+		watch();
+		await until('traffic through Envoy', () => isVia('envoy'));
+		second.kill('SIGKILL');
+		await until('traffic past Envoy again', () => isVia('direct'));
+		t.is((await world.capture(['remove'])).code, 0);
+		t.notRegex((await world.capture(['status'])).stdout, /bypassed since/, 'removed for good');
+	},
+);
+
 for (const backend of backends)
 	test.serial(
 		`replace › no first packet leaves uncaptured while rules are replaced over and over: ${backend}`,
