@@ -12,6 +12,7 @@ import {lookAtHost} from './host.ts';
 import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
+import {describeOlder, findOlder} from './older.ts';
 import {refusePeers, removePeers} from './peers.ts';
 import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
@@ -169,7 +170,8 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 		const unheard = listeners
 			.filter(({isAnswering}) => !isAnswering)
 			.map(({name}) => `nothing answers for ${name}: such connections are refused`);
-		return {...done, isChanged: true, isOnTrial: trial !== undefined, notes: [...plan.notes, ...unheard]};
+		const older = describeOlder(findOlder(plan, proxyPortsOf(config)), config.existingConnections);
+		return {...done, isChanged: true, isOnTrial: trial !== undefined, notes: [...plan.notes, ...unheard, ...older]};
 	};
 	if (compared.isSure) return change(compared);
 	try {
@@ -180,6 +182,11 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 		return change(await compareCapture(deps, kernel, false));
 	}
 }
+
+export const proxyPortsOf = ({inboundPort, outboundPort}: CaptureConfig): readonly number[] => [
+	inboundPort,
+	outboundPort,
+];
 
 function refuseLoop({users}: CaptureConfig, host: HostFacts, proxyUid: number): void {
 	if (users.some(name => host.users[name]?.uid === proxyUid)) return;

@@ -4,6 +4,7 @@ export {
 	applyCapture,
 	type CaptureDeps,
 	prepareCapture,
+	proxyPortsOf,
 	type Removed,
 	removeCapture,
 	undoCapture,
@@ -21,6 +22,7 @@ export {
 	rolledBack,
 } from './confirm.ts';
 export {guardChange} from './guardian.ts';
+export {describeOlder, findOlder} from './older.ts';
 export {planBlock, planCapture} from './plan.ts';
 export {probesFor} from './probes.ts';
 export {runProgram} from './programs.ts';

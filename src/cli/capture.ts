@@ -3,6 +3,8 @@ import {
 	awaitTrial,
 	type CaptureDeps,
 	confirmPending,
+	describeOlder,
+	findOlder,
 	guardChange,
 	type Pending,
 	performStep,
@@ -11,6 +13,7 @@ import {
 	prepareCapture,
 	probesFor,
 	probeThrough,
+	proxyPortsOf,
 	type Rollback,
 	readJson,
 	removeCapture,
@@ -245,11 +248,12 @@ const status: Command = {
 		const places = placesIn(deps.config.stateDir);
 		const pending = await readJson<Pending>(places.pending);
 		const undone = await readJson<Rollback>(places.rollback);
+		const older = live ? findOlder(planned, proxyPortsOf(deps.config)) : [];
 		const bypassed = await readJson<{readonly since: string}>(places.bypassed);
 		if (json) {
 			say(
 				JSON.stringify(
-					{backend, plan: planned.digest, live, problems, pending: pending?.id, undone, bypassed},
+					{backend, plan: planned.digest, live, problems, pending: pending?.id, undone, bypassed, older},
 					undefined,
 					'\t',
 				),
@@ -262,6 +266,7 @@ const status: Command = {
 				`capture: ${live.kind === 'block' ? 'blocking' : 'on'} with ${backend}, ${problems.length === 0 ? 'as planned' : 'not as planned'}`,
 			);
 		if (live) for (const problem of problems) say(`problem: ${problem}`);
+		for (const text of describeOlder(older, deps.config.existingConnections)) say(text);
 		if (bypassed) say(`bypassed since ${bypassed.since}: Envoy does not answer; capture comes back when it does`);
 		if (pending) say('waits for: onramp capture confirm');
 		if (undone) say(`undone at ${undone.at}: ${undone.reason}${undone.rule ? `\n  decided by ${undone.rule}` : ''}`);

@@ -51,12 +51,24 @@ for (const backend of backends)
 			await app.ask(address.far.ip, 80, {hold: 1});
 			await outside.ask(address.vm.ip, 22, {hold: 1});
 			await outside.ask(address.vm.ip, 8080, {hold: 2});
-			t.is((await world.capture(['apply'])).code, 0);
+			const {code, stdout} = await world.capture(['apply']);
+			t.is(code, 0);
+			const older = (text: string) => text.split('\n').filter(line => line.includes('older than the rules'));
+			const named = [
+				`older than the rules, past Envoy until it ends: inbound, port 8080 from ${address.far.ip}, uid ${appUid}`,
+				`older than the rules, past Envoy until it ends: outbound, to ${address.far.ip}:80, uid ${appUid}`,
+			];
+			t.deepEqual(
+				older(stdout).toSorted(),
+				named.map(line => `note: ${line}`),
+			);
 			// The side that speaks first after the rules differs: a shell that prints, a client that asks.
 			t.like(await outside.askAgain(1), {via: 'direct'}, 'the SSH session of who applied the rules');
 			t.like(await app.askAgain(1), {via: 'direct'}, 'outbound');
 			t.like(await outside.askAgain(2), {via: 'direct'}, 'inbound');
-			t.like(await app.ask(address.far.ip, 80), {via: 'envoy'}, 'a new one is captured');
+			t.like(await app.ask(address.far.ip, 80, {hold: 3}), {via: 'envoy'}, 'a new one is captured');
+			t.like(await outside.ask(address.vm.ip, 8080, {hold: 4}), {via: 'envoy'}, 'also a new one from outside');
+			t.deepEqual(older((await world.capture(['status'])).stdout).toSorted(), named, 'captured ones are not named');
 		},
 	);
 
