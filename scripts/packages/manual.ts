@@ -2,8 +2,17 @@ import {execFileSync} from 'node:child_process';
 import {settings} from '../../src/config/index.ts';
 import {version} from '../../src/version.ts';
 
+const known = new Map<string, string>();
+
 /** What `--help` says, of the program or of one of its commands. */
 function helpOf(...words: string[]): string {
+	const name = words.join(' ');
+	const text = known.get(name) ?? askHelp(words);
+	known.set(name, text);
+	return text;
+}
+
+function askHelp(words: readonly string[]): string {
 	return execFileSync(process.execPath, ['dist/onramp.cjs', ...words, '--help'], {
 		encoding: 'utf8',
 		env: {...process.env, NO_COLOR: '1', COLUMNS: '80'},

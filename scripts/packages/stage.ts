@@ -7,6 +7,7 @@ import {
 	mkdirSync,
 	readdirSync,
 	readFileSync,
+	statSync,
 	symlinkSync,
 	writeFileSync,
 } from 'node:fs';
@@ -70,16 +71,12 @@ function stageKoffi(root: string): void {
 	const modules = join(root, library, 'node_modules');
 	const binary = `@koromix/koffi-linux-${process.arch}`;
 	if (!existsSync(`node_modules/${binary}`)) return;
-	for (const path of [
-		'koffi/package.json',
-		'koffi/index.cjs',
-		'koffi/src/koffi/index.cjs',
-		'koffi/src/koffi/indirect.cjs',
-		binary,
-	]) {
+	for (const path of ['koffi/package.json', 'koffi/index.cjs', 'koffi/src/koffi', binary]) {
 		cpSync(`node_modules/${path}`, join(modules, path), {
 			recursive: true,
-			filter: source => !/\/musl_|\.d\.ts$|README/.test(source),
+			// Its C++ sources and the builds for other systems are left out.
+			filter: source =>
+				statSync(source).isDirectory() ? !/\/musl_/.test(source) : /\.(cjs|js|json|node)$/.test(source),
 		});
 	}
 }

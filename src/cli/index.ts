@@ -3,6 +3,7 @@ import {settings} from '../config/index.ts';
 import {systemCode} from '../errors.ts';
 import {version} from '../version.ts';
 import {captureCommand} from './capture.ts';
+import {cloudConfigCommand} from './cloud-config.ts';
 import {configCommand} from './config.ts';
 import {dnsCommand} from './dns.ts';
 import {doctorCommand} from './doctor.ts';
@@ -63,6 +64,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	configCommand,
 	dnsCommand,
 	proxyCommand,
+	cloudConfigCommand,
 	versionCommand,
 ];
 
@@ -156,6 +158,7 @@ const vocabulary = {
 		'if-enabled',
 		'token-file',
 		'ask-ca',
+		'package',
 		'reason',
 		'help',
 		'help-all',

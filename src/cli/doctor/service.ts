@@ -13,6 +13,8 @@ interface Unit {
 
 const properties = ['Id', 'LoadState', 'ActiveState', 'SubState', 'Result', 'NRestarts', 'UnitFileState'];
 
+const names = ['onramp.service', 'onramp-agent.service', 'onramp-envoy.service', 'onramp-capture.service'];
+
 /** The state of our units, where there are some. */
 export const service: Check = {
 	name: 'service',
@@ -38,7 +40,7 @@ function judge(unit: Unit): Finding {
 }
 
 function show(): Promise<Unit[]> {
-	const words = ['show', `--property=${properties.join(',')}`, 'onramp.service', 'onramp-agent.service'];
+	const words = ['show', `--property=${properties.join(',')}`, ...names];
 	return new Promise(resolve => {
 		execFile('systemctl', words, {timeout: 10_000}, (error, stdout) => {
 			const blocks = error ? [] : stdout.trim().split(/\n\n+/);

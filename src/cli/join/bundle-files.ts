@@ -44,7 +44,8 @@ export async function install(target: string, changes: readonly FileChange[]): P
 		await mkdir(target, {recursive: true, mode: directoryMode});
 		const gid = await groupFor(target);
 		const directory = await stat(target);
-		if ((directory.mode & 0o007) !== 0) await chmod(target, directoryMode);
+		// Whatever the umask of who joins.
+		if ((directory.mode & 0o057) !== 0o050) await chmod(target, directoryMode);
 		if (directory.gid !== gid) await chown(target, -1, gid);
 		for (const {path, content} of changes) {
 			if (content === undefined) await rm(path, {force: true});

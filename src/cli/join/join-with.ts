@@ -76,15 +76,27 @@ export async function joinWith(source: string, target: string, flags: Flags, opt
 				`restarting ${plan.unit}${plan.because.length > 0 ? `, since only a start reads ${plan.because.join(', ')}` : ''}`,
 			);
 			await systemd.restart(plan.unit);
-			return ready(await untilReady({...waiting, formerPid: agent!.pid}));
+			return ready((await untilReady({...waiting, formerPid: agent!.pid})) && (await tellCapture(systemd, waitMs)));
 		case 'start':
 			if (await systemd.enable()) say('onramp.service: enabled, it starts at boot from now on');
 			say('starting onramp.service');
 			await systemd.restart();
-			return ready(await untilReady({...waiting, formerPid: undefined}));
+			return ready((await untilReady({...waiting, formerPid: undefined})) && (await tellCapture(systemd, waitMs)));
 		case 'foreground':
 			return runInForeground(await loadFrom({...flags, bundle: target}), {waitMs, signal});
 	}
+}
+
+/** Ready is the agent; the machine's own traffic is only in the mesh with the rules. */
+async function tellCapture(services: ServiceManager, waitMs: number): Promise<boolean> {
+	const state = await services.capture(waitMs);
+	if (state === 'active') say('traffic capture: on');
+	if (state === 'activating') say('traffic capture: not on yet; see systemctl status onramp-capture');
+	if (state === 'failed') {
+		say('traffic capture: the rules could not be put in, or were taken back; all traffic goes past Envoy');
+		say('  → journalctl -u onramp-capture -n 20; once it is mended: systemctl restart onramp-capture');
+	}
+	return state !== 'failed' && state !== 'activating';
 }
 
 async function runInForeground(

@@ -4,6 +4,7 @@ import {AgentError, systemCode} from '../../errors.ts';
 
 /** What an admin starts and stops; other units may hang on it. */
 const service = 'onramp.service';
+const captureService = 'onramp-capture.service';
 
 /** The service manager of this machine, as far as `join` needs it. */
 export interface ServiceManager {
@@ -15,6 +16,8 @@ export interface ServiceManager {
 	enable(): Promise<boolean>;
 	/** Starts a unit, or starts it anew; returns when that is under way. @throws AgentError `cli.service_failed` */
 	restart(unit?: string): Promise<void>;
+	/** What became of the rules, which follow the agent; undefined where they are not a unit's. */
+	capture(waitMs: number): Promise<'active' | 'activating' | 'failed' | undefined>;
 	/** Why the service will not come up by itself, or undefined. */
 	failure(): Promise<string | undefined>;
 }
@@ -44,15 +47,25 @@ export const systemd: ServiceManager = {
 	restart: async (unit = service) => {
 		await demand('restart', '--no-block', unit);
 	},
+	capture: async waitMs => {
+		if ((await show('LoadState', captureService)) !== 'loaded') return undefined;
+		const deadlineMs = performance.now() + waitMs;
+		for (;;) {
+			const state = await show('ActiveState', captureService);
+			if (state === 'active' || state === 'failed') return state;
+			if (performance.now() > deadlineMs) return 'activating';
+			await new Promise(resolve => setTimeout(resolve, 100));
+		}
+	},
 	failure: async () => {
 		const failed = (await systemctl('is-failed', 'onramp-agent.service', service)).stdout.split('\n');
 		return failed.includes('failed') ? 'the service has failed' : undefined;
 	},
 };
 
-/** A property of the service; undefined where there is no systemd, or none that runs. */
-async function show(property: string): Promise<string | undefined> {
-	const {code, stdout} = await systemctl('show', `--property=${property}`, service);
+/** A property of a unit; undefined where there is no systemd, or none that runs. */
+async function show(property: string, unit = service): Promise<string | undefined> {
+	const {code, stdout} = await systemctl('show', `--property=${property}`, unit);
 	return code === 0 ? stdout.trim().slice(property.length + 1) : undefined;
 }
 

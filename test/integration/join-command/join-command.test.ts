@@ -185,7 +185,7 @@ async function makeSystemctl(world: World): Promise<{directory: string; log: str
 		`#!/bin/sh
 echo "$*" >>${log}
 case "$1" in
-show) echo LoadState=loaded ;;
+show) if [ "$3" = onramp.service ]; then echo LoadState=loaded; else echo LoadState=not-found; fi ;;
 is-enabled) grep -q '^enable ' ${log} && echo enabled || { echo disabled; exit 1; } ;;
 is-failed) echo inactive; exit 1 ;;
 restart) env -i PATH=/usr/bin:/bin ${process.execPath} ${world.agentPath} run </dev/null >>${world.directory}/service.log 2>&1 & echo $! >${pid} ;;

@@ -1,0 +1,72 @@
+import {execFile} from 'node:child_process';
+import {writeFile} from 'node:fs/promises';
+import {join} from 'node:path';
+import {promisify} from 'node:util';
+import test from 'ava';
+import {buildAgent} from '../support/agent.ts';
+import {idOf} from '../support/captured-mesh.ts';
+import {
+	buildPackages,
+	install,
+	joinMesh,
+	makeBootedWorld,
+	skippedWithoutMachines,
+	untilActive,
+	untilAnswered,
+} from './world.ts';
+
+test.serial(
+	'cloud-init › a machine that was never logged in to joins by its user-data, and no copy of the token stays',
+	async t => {
+		if (await skippedWithoutMachines(t)) return;
+		const packages = await buildPackages(t);
+		const world = await makeBootedWorld(t);
+		const bundle = await world.bundle('a');
+		const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
+		const words = [
+			'cloud-config',
+			bundle,
+			'--package',
+			files.map(file => `/root/${file}`).join(','),
+			'--proxy-concurrency',
+			'1',
+		];
+		const {stdout: userData} = await promisify(execFile)(process.execPath, [await buildAgent(), ...words]);
+		const b = await world.boot('b');
+		await install(b, packages);
+		await joinMesh(b);
+		const a = await world.boot('a', {
+			seed: {'user-data': userData, 'meta-data': 'instance-id: i-1\n'},
+			files: Object.fromEntries(files.map(file => [`/root/${file}`, join(packages.directory, file)])),
+		});
+		await writeFile(a.machine.path('/root/user-data'), userData);
+		t.regex(await a.machine.must('cloud-init schema --config-file /root/user-data'), /Valid/);
+		await a.machine.must('rm /root/user-data');
+		t.regex(await a.machine.must('cloud-init status --wait'), /status: done/);
+		await untilActive(a, 'onramp-ready.target');
+		t.like(await untilAnswered(a, 'b'), {app: 'b', caller: idOf('a')});
+		t.like(await untilAnswered(b, 'a'), {app: 'a', caller: idOf('b')});
+		t.regex(await a.machine.must('cat /etc/onramp/join.yaml'), /concurrency: "?1/);
+		const events = await a.machine.must(
+			'journalctl -b -u onramp.service -u onramp-ready.target -o short-monotonic | cut -c1-120',
+		);
+		t.log(events);
+
+		const holders = () =>
+			a.machine.must('grep -rlF -f /etc/onramp/bundle/istio-token /etc /var /run /root /home /tmp 2>/dev/null || true');
+		t.is(await holders(), '/etc/onramp/bundle/istio-token\n');
+		const before = await a.machine.must(
+			'cat /etc/machine-id; ls /var/lib/cloud/instances; stat -c %Y /etc/onramp/bundle/*',
+		);
+		await a.machine.reboot();
+		t.regex(await a.machine.must('cloud-init status --wait'), /status: done/);
+		await untilActive(a, 'onramp-ready.target');
+		t.is(
+			await a.machine.must('cat /etc/machine-id; ls /var/lib/cloud/instances; stat -c %Y /etc/onramp/bundle/*'),
+			before,
+			'it knows itself again, and does nothing twice',
+		);
+		t.is(await holders(), '/etc/onramp/bundle/istio-token\n');
+		t.like(await untilAnswered(a, 'b'), {app: 'b', caller: idOf('a')});
+	},
+);
