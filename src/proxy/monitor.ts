@@ -9,8 +9,11 @@ export type Verdict =
 export interface MonitorDeps {
 	readonly admin: Pick<AdminClient, 'serverInfo' | 'stats' | 'get'>;
 	readonly clock: Clock;
-	/** Called with each answer, before the verdict. What it throws ends the watch. */
-	onInfo(info: ServerInfo): void;
+	/**
+	 * Called with each answer, before the verdict. What it throws ends the watch.
+	 * @param askedMs - monotonic time of the question
+	 */
+	onInfo(info: ServerInfo, askedMs: number): void;
 	/** Called with each look that says something new. */
 	onVerdict(verdict: Verdict): void;
 	/** Aborts when something has happened that may have made it ready. */
@@ -51,10 +54,11 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 	let wasReady = false;
 	let nudgedMs = Number.NEGATIVE_INFINITY;
 	while (!signal.aborted) {
+		const askedMs = clock.monotonicMs();
 		const info = await admin.serverInfo().catch((error: unknown) => reasonOf(error));
 		if (signal.aborted) return;
 		const state = typeof info === 'string' ? `no answer (${info})` : info.state;
-		if (typeof info !== 'string') onInfo(info);
+		if (typeof info !== 'string') onInfo(info, askedMs);
 		if (state === 'LIVE') wasConfigured ||= await isConfigured(admin);
 		const nowMs = clock.monotonicMs();
 		if (state === 'LIVE' && wasConfigured) {

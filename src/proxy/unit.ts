@@ -31,7 +31,8 @@ export class UnitEnvoy {
 	#since: Date;
 	#start: UnitStart | undefined;
 	#version: string | undefined;
-	#uptimeSeconds: number | undefined;
+	/** When the one that is watched had been started, at the latest; monotonic. */
+	#startedByMs: number | undefined;
 	#isReady = false;
 	readonly #startedMs: number;
 	/** It was there before this agent. */
@@ -141,20 +142,21 @@ export class UnitEnvoy {
 		const {clock, config} = this.#deps;
 		const ended = new AbortController();
 		const until = AbortSignal.any([this.#stopping.signal, ended.signal]);
-		this.#uptimeSeconds = undefined;
+		this.#startedByMs = undefined;
 		await monitorEnvoy(
 			{
 				admin: this.admin,
 				clock,
 				nudge: () => this.#nudge.signal,
-				onInfo: info => {
-					if (this.#isAnother(info)) {
+				onInfo: (info, askedMs) => {
+					if (this.#isAnother(info, askedMs)) {
 						this.#noteEnd();
 						ended.abort();
 						return;
 					}
 					this.#isAdopted ||= info.uptimeSeconds * 1000 > clock.monotonicMs() - this.#startedMs;
-					this.#uptimeSeconds = info.uptimeSeconds;
+					const startedByMs = clock.monotonicMs() - (info.uptimeSeconds - 1) * 1000;
+					this.#startedByMs = Math.min(startedByMs, this.#startedByMs ?? startedByMs);
 					this.#version = info.version;
 					checkVersion(config.binaryPath, info.version);
 					const mismatch = this.#mismatch(info);
@@ -173,10 +175,12 @@ export class UnitEnvoy {
 		});
 	}
 
-	/** A new process at the same socket: it has run for a shorter time, or is no longer the one that was to go. */
-	#isAnother(info: ServerInfo): boolean {
+	/** A new process at the same socket: it was started later, or is no longer the one that was to go. */
+	#isAnother(info: ServerInfo, askedMs: number): boolean {
 		if (this.#isReplaced && this.#mismatch(info) === undefined) return true;
-		return this.#uptimeSeconds !== undefined && info.uptimeSeconds < this.#uptimeSeconds;
+		// An uptime is a difference of two wall-clock times in whole seconds, so it is wrong by up to one either way.
+		const startedAfterMs = askedMs - (info.uptimeSeconds + 1) * 1000;
+		return this.#startedByMs !== undefined && startedAfterMs > this.#startedByMs;
 	}
 
 	/** Why this Envoy cannot be kept. */
@@ -207,7 +211,7 @@ export class UnitEnvoy {
 			gate.close(verdict.reason, verdict.hint ?? hint);
 			return;
 		}
-		if (!this.#isReady) log.info({version: this.#version, uptimeSeconds: this.#uptimeSeconds}, 'envoy ready');
+		if (!this.#isReady) log.info({version: this.#version, isAdopted: this.#isAdopted}, 'envoy ready');
 		this.#isReady = true;
 		this.#enter('running', 'envoy serves');
 	}
