@@ -1,0 +1,84 @@
+// Random settings on the real kernel. ONRAMP_TEST_SEEDS=200 tries more than the few that are always tried.
+import test from 'ava';
+import {backends, makeWorld, primeTables, skippedWithout, toolsOf} from '../../support/netns.ts';
+import {seededRandom} from '../../support/seeded-random.ts';
+
+const seeds = Number(process.env['ONRAMP_TEST_SEEDS'] ?? 2);
+const first = Number(process.env['ONRAMP_TEST_FIRST_SEED'] ?? 1);
+
+/** Rules of others, which must be as they were, before, between and after ours. */
+const foreign = `*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT -p tcp --dport 5555 -j REDIRECT --to-ports 6666
+COMMIT
+*filter
+-A OUTPUT -p tcp --dport 25 -j REJECT
+COMMIT
+`;
+
+/** Flags of some settings, each taken or left by chance. */
+function randomFlags(random: () => number): string[] {
+	const pick = <T>(values: readonly T[]): T => values[Math.floor(random() * values.length)]!;
+	const some = (make: () => string, most: number): string =>
+		Array.from({length: Math.floor(random() * (most + 1))}, make).join(',');
+	const port = () => String(1 + Math.floor(random() * 65_535));
+	const byte = () => Math.floor(random() * 256);
+	const cidr = () =>
+		random() < 0.5 ? `10.${byte()}.${byte()}.0/${pick([8, 16, 24, 30])}` : `2001:db8:${byte()}::/${pick([32, 48, 64])}`;
+	const uid = () => String(20_000 + Math.floor(random() * 1000));
+	const mark = 1 + Math.floor(random() * 60_000);
+	const choices: Readonly<Record<string, () => string>> = {
+		interception: () => pick(['redirect', 'tproxy']),
+		'inbound-ports': () => (random() < 0.5 ? '*' : some(port, 40)),
+		'inbound-exclude-ports': () => some(port, 20),
+		'outbound-cidrs': () => (random() < 0.5 ? '*' : some(cidr, 5)),
+		'outbound-exclude-cidrs': () => some(cidr, 5),
+		'outbound-ports': () => some(port, 40),
+		'outbound-exclude-ports': () => some(port, 20),
+		'outbound-users': () => pick(['*', uid(), `${uid()},${uid()}`]),
+		'outbound-exclude-users': () => some(uid, 3),
+		'exclude-interfaces': () => pick(['', 'tun*', 'eth1,wg*']),
+		'outbound-interfaces': () => pick(['', 'tap0']),
+		bridges: () => pick(['ignore', 'outbound']),
+		dns: () => pick(['off', 'servers', 'all']),
+		ipv6: () => pick(['capture', 'reject', 'ignore']),
+		'drop-invalid': () => pick(['true', 'false']),
+		'tproxy-mark': () => String(mark),
+		'tproxy-route-table': () => String(100 + Math.floor(random() * 100)),
+		'existing-connections': () => pick(['leave', 'end']),
+	};
+	return Object.entries(choices).flatMap(([name, value]) => (random() < 0.5 ? [`--capture-${name}`, value()] : []));
+}
+
+for (const backend of backends)
+	test.serial(
+		`property › apply twice is once; A, then B, then remove leaves the host as it was: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+			const tool = backend === 'iptables-legacy' ? 'iptables-legacy' : 'iptables-nft';
+			for (const program of [`${tool}-restore`, `${tool.replace('ip', 'ip6')}-restore`])
+				await world.vm.must(program, ['--noflush'], foreign);
+			if (backend === 'iptables-legacy') await primeTables(world);
+			const clean = await world.dump();
+			const run = async (what: string, ...args: readonly string[]) => {
+				const {code, stdout, stderr} = await world.capture(args);
+				t.is(code, 0, `${what}: ${args.join(' ')}\n${stderr}`);
+				return stdout;
+			};
+			for (let seed = first; seed < first + seeds; seed++) {
+				const random = seededRandom(seed);
+				const [a, b] = [randomFlags(random), randomFlags(random)];
+				const what = `seed ${seed}, from ${a.join(' ')} to ${b.join(' ')}`;
+				await run(what, 'apply', '--force', ...a);
+				const once = await world.dump();
+				t.regex(await run(what, 'apply', '--force', ...a), /unchanged/, what);
+				t.is(await world.dump(), once, `${what}: apply twice is apply once`);
+				await run(what, 'apply', '--force', ...b);
+				t.regex(await run(what, 'apply', '--force', ...b), /unchanged/, what);
+				await run(what, 'remove', ...(seed % 2 === 0 ? a : []));
+				t.is(await world.dump(), clean, `${what}: nothing is left`);
+			}
+		},
+	);
