@@ -382,6 +382,29 @@ export async function addVm(t: ExecutionContext, {vm: first, far}: World): Promi
 
 export const secondWire = {vm: '198.18.2.11', far: '198.18.2.1'} as const;
 
+/** A container of the VM's, behind a bridge as docker makes it; the VM forwards for it. */
+export async function addGuest(t: ExecutionContext, {vm, far}: World): Promise<Namespace> {
+	const guest = new Namespace(`${vm.name}g`);
+	t.teardown(() => guest.destroy());
+	await must('ip', ['netns', 'add', guest.name]);
+	await must(
+		'ip',
+		['-n', vm.name, '-batch', '-'],
+		`link add docker0 type bridge\nlink set docker0 addrgenmode none up\naddr add ${guestWire.vm}/24 dev docker0\n` +
+			`link add veth0 type veth peer name eth0 netns ${guest.name}\nlink set veth0 addrgenmode none up master docker0\n`,
+	);
+	await must(
+		'ip',
+		['-n', guest.name, '-batch', '-'],
+		`link set lo up\nlink set eth0 addrgenmode none up\naddr add ${guestWire.guest}/24 dev eth0\nroute add default via ${guestWire.vm}\n`,
+	);
+	await vm.must('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+	await must('ip', ['-n', far.name, 'route', 'add', `${guestWire.guest}/32`, 'via', address.vm.ip]);
+	return guest;
+}
+
+export const guestWire = {vm: '198.18.3.1', guest: '198.18.3.2'} as const;
+
 /** nft shows rules of iptables-nft now one way, now another; iptables-nft-save shows them as they are. */
 function withoutCompat(ruleset: string): string {
 	let isCompat = false;

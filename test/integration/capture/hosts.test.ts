@@ -1,5 +1,18 @@
 import test from 'ava';
-import {address, appUid, backends, makeWorld, meshUid, skippedWithout, toolsOf} from '../../support/netns.ts';
+import {until} from '../../support/mesh.ts';
+import {
+	addGuest,
+	address,
+	appUid,
+	backends,
+	guestWire,
+	makeWorld,
+	meshUid,
+	primeTables,
+	skippedWithout,
+	toolPath,
+	toolsOf,
+} from '../../support/netns.ts';
 
 const families = ['ip', 'ip6'] as const;
 
@@ -131,18 +144,94 @@ test.serial('capture › only what the lists say is captured', async t => {
 	await check('interfaces', ['--capture-exclude-interfaces', 'eth0'], {...nothing, 'in:8080': 'direct'});
 });
 
-test.serial('capture › with IPv6 off the rules are those of IPv4 alone', async t => {
-	if (skippedWithout(t)) return;
-	const world = await makeWorld(t, {ipv6: false});
+for (const backend of backends)
+	test.serial(`capture › with IPv6 off the rules are those of IPv4 alone: ${backend}`, async t => {
+		if (skippedWithout(t, toolsOf(backend))) return;
+		const world = await makeWorld(t, {ipv6: false, flags: ['--capture-backend', backend]});
+		if (backend === 'iptables-legacy') await primeTables(world);
+		const {vm, far} = world;
+		const before = await world.dump();
+		await world.startEnvoy();
+		const [app, outside] = [await vm.peer(), await far.peer(0)];
+		await outside.listen('0.0.0.0', 80);
+		const {code, stderr} = await world.capture(['apply']);
+		t.is(code, 0, stderr);
+		t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
+		t.notRegex(await world.dump(), /ip6 onramp|ip6tables-\S+-save.*\n[^#]*ONRAMP_/);
+		t.is((await world.capture(['verify'])).code, 0);
+		t.is((await world.capture(['remove'])).code, 0);
+		t.is(await world.dump(), before);
+	});
+
+test.serial('capture › a host that has only iptables-legacy gets its rules, and loses them again', async t => {
+	if (skippedWithout(t, toolsOf('iptables-legacy'))) return;
+	const world = await makeWorld(t);
+	await primeTables(world);
 	const {vm, far} = world;
 	const before = await world.dump();
 	await world.startEnvoy();
 	const [app, outside] = [await vm.peer(), await far.peer(0)];
-	await outside.listen('0.0.0.0', 80);
-	const {code, stderr} = await world.capture(['apply']);
+	for (const host of ['0.0.0.0', '::']) await outside.listen(host, 80);
+	// Each command in a namespace has mounts of its own, so nobody else misses the tools.
+	const hide = ['nft', 'iptables-nft'].flatMap(name => toolPath(name) ?? []);
+	const capture = (args: readonly string[]) =>
+		vm.run('sh', [
+			...['-c', `${hide.map(path => `mount --bind /dev/null ${path} && `).join('')}exec "$@"`, 'sh'],
+			...world.captureCommand(args),
+		]);
+	const {code, stdout, stderr} = await capture(['apply']);
 	t.is(code, 0, stderr);
-	t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
-	t.false((await vm.must('nft', ['list', 'tables'])).includes('ip6'));
-	t.is((await world.capture(['remove'])).code, 0);
+	t.regex(stdout, /rules with iptables-legacy/);
+	for (const family of families) t.like(await app.ask(address.far[family], 80), {via: 'envoy'}, family);
+	t.is((await capture(['verify'])).code, 0);
+	t.regex((await capture(['remove'])).stdout, /removed \(iptables-legacy\)/);
 	t.is(await world.dump(), before);
 });
+
+for (const backend of backends)
+	test.serial(`capture › ICMP and DHCP pass as if there were no rules: ${backend}`, async t => {
+		if (skippedWithout(t, [...toolsOf(backend), 'ping'])) return;
+		const world = await makeWorld(t, {
+			flags: ['--capture-backend', backend, '--capture-dns', 'all', '--capture-drop-invalid', 'true'],
+		});
+		const {vm, far} = world;
+		// Datagrams as they are on the other side of the wire, both ways.
+		const watch = (name: string, port: number) =>
+			`table inet watch { chain input { type filter hook input priority -300; iifname "${name}" udp dport ${port} counter; }\n}\n`;
+		await far.must('nft', ['-f', '-'], watch('vm0', 67));
+		await vm.must('nft', ['-f', '-'], watch('eth0', 68));
+		const count = async (where: typeof far) =>
+			Number(/packets (\d+)/.exec(await where.must('nft', ['list', 'table', 'inet', 'watch']))![1]);
+		t.is((await world.capture(['apply', '--force'])).code, 0);
+		for (const family of families) {
+			t.is((await vm.run('ping', ['-c', '1', '-W', '10', address.far[family]])).code, 0, `${family} out`);
+			t.is((await far.run('ping', ['-c', '1', '-W', '10', address.vm[family]])).code, 0, `${family} in`);
+		}
+		await vm.must('bash', ['-c', `echo > /dev/udp/${address.far.ip}/67`]);
+		await far.must('bash', ['-c', `echo > /dev/udp/${address.vm.ip}/68`]);
+		await until('the datagrams to arrive', async () => (await count(far)) === 1 && (await count(vm)) === 1);
+		t.pass();
+	});
+
+for (const backend of backends)
+	test.serial(
+		`capture › guests behind a bridge are left alone, or go through Envoy as declared: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+			const {vm, far} = world;
+			const guest = await addGuest(t, world);
+			await world.startEnvoy();
+			const [inside, outside, app] = [await guest.peer(), await far.peer(0), await vm.peer()];
+			await outside.listen('0.0.0.0', 80);
+			await app.listen('0.0.0.0', 8080);
+			t.is((await world.capture(['apply'])).code, 0);
+			t.like(await inside.ask(address.far.ip, 80), {via: 'direct'}, 'left alone');
+			t.like(await inside.ask(guestWire.vm, 8080), {via: 'direct'}, 'a guest reaches its host');
+			t.is((await world.capture(['apply', '--capture-bridges', 'outbound'])).code, 0);
+			t.like(await inside.ask(address.far.ip, 80), {via: 'envoy'}, 'as if this machine had sent it');
+			t.like(await inside.ask(guestWire.vm, 8080), {via: 'direct'}, 'a guest reaches its host');
+			t.is((await world.capture(['remove'])).code, 0);
+			t.like(await inside.ask(address.far.ip, 80), {via: 'direct'});
+		},
+	);
