@@ -1,9 +1,17 @@
+import {lookAtNetwork, rankAddresses, selectAddresses} from './config/index.ts';
 import type {Health} from './health/index.ts';
 import {keepWord, startHealth} from './health/index.ts';
+import type {Running} from './lifecycle/index.ts';
 import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
-import {type Registration, type SelfCheck, startRegistration, startSelfCheck} from './registration/index.ts';
+import {
+	type Registration,
+	type SelfCheck,
+	startAddressWatch,
+	startRegistration,
+	startSelfCheck,
+} from './registration/index.ts';
 
 /** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
 export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
@@ -16,6 +24,7 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 		startRegistration({
 			clock,
 			workload: config.workload,
+			address: () => mesh.addresses[0]!,
 			upstream: () => relay.status().upstream,
 			savedAt: () => relay.status().servingSaved,
 			onUpstreamChange: relay.onChange,
@@ -47,9 +56,12 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 		await proxy.drain();
 	});
 	relay.begin();
+	if (!config.address.isFixed)
+		await parts.start('address', () => startAddressWatchOf(deps, mesh, {health, registration, selfCheck: selfCheck!}));
 }
 
-function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, onChange: () => void): Promise<Health> {
+function startHealthOf(deps: MeshDeps, mesh: Mesh, onChange: () => void): Promise<Health> {
+	const {relay, inbound} = mesh;
 	const {config, readiness, logOf, clock, random, metrics} = deps;
 	const {workload, proxy} = config;
 	const isConnected = () => relay.status().upstream.state === 'connected';
@@ -79,7 +91,7 @@ function startHealthOf(deps: MeshDeps, {relay, inbound}: Mesh, onChange: () => v
 			if (probes.length === 0) return [];
 			// Programs and protocols that a machine without probes need not load.
 			const {startProber} = await import('./health/prober.ts');
-			const host = () => (defaultHost === 'localhost' ? 'localhost' : workload.addresses[0]!);
+			const host = () => (defaultHost === 'localhost' ? 'localhost' : mesh.addresses[0]!);
 			return probes.map(probe =>
 				startProber({probe, host, clock, onResult: outcome => onResult(probe.name, outcome === undefined)}),
 			);
@@ -122,4 +134,43 @@ function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration
 	inbound.onChange(check.look);
 	relay.onChange(check.look);
 	return check;
+}
+
+/** istiod needs some 100 ms to tell callers. */
+const partingMs = 500;
+
+interface Members {
+	readonly health: Health;
+	readonly registration: Registration;
+	readonly selfCheck: SelfCheck;
+}
+
+function startAddressWatchOf(deps: MeshDeps, mesh: Mesh, {health, registration, selfCheck}: Members): Running {
+	const {config, clock, logOf} = deps;
+	const {relay, inbound} = mesh;
+	return startAddressWatch({
+		look: () => {
+			const network = lookAtNetwork();
+			const {towards} = config.address;
+			// Off the network, no other address is of use.
+			const isOff = towards.length > 0 && !towards.some(destination => network.sourceOf?.(destination));
+			return isOff ? mesh.addresses : selectAddresses(rankAddresses(network, config.address), undefined);
+		},
+		current: () => mesh.addresses,
+		onChange: async addresses => {
+			// istiod keeps the old entry for its grace period, and nobody is there any more.
+			if (health.told()?.isHealthy) {
+				relay.setHealth({isHealthy: false, message: `the address of this machine is ${addresses[0]} now`});
+				await clock.sleep(partingMs);
+			}
+			mesh.addresses = addresses;
+			inbound.forget();
+			relay.reconnect();
+			health.tellAgain();
+			selfCheck.forget();
+			registration.look();
+		},
+		clock,
+		log: logOf('registration'),
+	});
 }

@@ -35,6 +35,8 @@ export interface Mesh {
 	readonly inbound: OwnInbound;
 	/** Of the certificate that is served; undefined before the first. */
 	readonly spiffeId: () => string | undefined;
+	/** The first one names our WorkloadEntry; the next stream is opened with them. */
+	addresses: readonly string[];
 	/** Why the next stream is to register nothing; undefined = it registers us. */
 	withheld: () => string | undefined;
 }
@@ -77,7 +79,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 
 	const inbound = await parts.start('inbound', async () =>
 		startOwnInbound({
-			address: () => workload.addresses[0]!,
+			address: () => mesh.addresses[0]!,
 			reconnect: () => relay.reconnect(),
 			clock,
 			random,
@@ -94,7 +96,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 			node: () => {
 				// istiod registers whoever names a group.
 				const group = mesh.withheld() === undefined ? workload.group : undefined;
-				return encodeNode(buildNode({...workload, group}, nodeSettings), version);
+				return encodeNode(buildNode({...workload, addresses: mesh.addresses, group}, nodeSettings), version);
 			},
 			owner: ownerOf(workload),
 			onNameTable: table => dns?.setNameTable(table),
@@ -118,7 +120,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);
 	const spiffeId = () => current()?.spiffeId;
-	const mesh: Mesh = {relay, inbound, spiffeId, withheld: () => undefined};
+	const mesh: Mesh = {relay, inbound, spiffeId, addresses: workload.addresses, withheld: () => undefined};
 	return mesh;
 }
 

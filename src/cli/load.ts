@@ -1,5 +1,5 @@
-import {hostname, networkInterfaces} from 'node:os';
-import {diskReader, type FileReader, type LoadedConfig, loadConfig} from '../config/index.ts';
+import {hostname} from 'node:os';
+import {diskReader, type FileReader, type LoadedConfig, loadConfig, lookAtNetwork} from '../config/index.ts';
 import type {Flags} from './index.ts';
 
 export interface LoadOptions {
@@ -21,7 +21,7 @@ export async function loadFrom(
 		isStrict,
 		argv: flags,
 		env,
-		host: {hostname: hostname(), interfaces: networkInterfaces()},
+		host: {hostname: hostname(), ...lookAtNetwork()},
 		files,
 	});
 }

@@ -1,5 +1,7 @@
+export {type Candidate, rankAddresses, selectAddresses} from './addresses.ts';
 export {checkBundleFiles, checkConfig} from './check.ts';
 export {type FoundPath, findBundleDirectory, findControlSocket} from './control-socket.ts';
+export {type HostNetwork, lookAtNetwork} from './host-network.ts';
 export {type KeptSettings, parseKept, renderKept} from './kept.ts';
 export type {Environment, ParsedFlags} from './layers.ts';
 export {keptPathOf, type LoadInput, loadConfig, ownBundle} from './load.ts';

@@ -1,7 +1,7 @@
 import {hash} from 'node:crypto';
 import {dirname, join, resolve} from 'node:path';
 import {reasonOf} from '../errors.ts';
-import type {Interfaces} from './addresses.ts';
+import type {HostNetwork} from './host-network.ts';
 import {type Environment, environmentLayer, fileLayer, flagLayer, type Layer, type ParsedFlags} from './layers.ts';
 import {parseOnrampYaml} from './onramp-yaml.ts';
 import {parseConfig} from './parse.ts';
@@ -17,7 +17,7 @@ export interface LoadInput {
 	readonly argv: ParsedFlags;
 	readonly env: Environment;
 	/** `cwd` is where relative paths of flags and environment start; that of the process by default. */
-	readonly host: {readonly hostname: string; readonly interfaces: Interfaces; readonly cwd?: string};
+	readonly host: HostNetwork & {readonly hostname: string; readonly cwd?: string};
 	readonly files: FileReader;
 	/** Refuses a bundle that seems cut short, rather than warn of it: before it is taken into use. */
 	readonly isStrict?: boolean;

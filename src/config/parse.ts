@@ -28,7 +28,7 @@ import {settings, table} from './settings.ts';
 import type {BundleSource, SourceFile, Sources} from './sources.ts';
 import {decodeText} from './text-file.ts';
 import type {Config, LoadedConfig} from './types.ts';
-import {effectiveProxyConfig, readWorkload} from './workload.ts';
+import {effectiveProxyConfig, readAddresses, readWorkload} from './workload.ts';
 
 /**
  * What was read → Config. Flags over ONRAMP_* over Istio's own variables in the process over the file over the
@@ -76,8 +76,6 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	resolver.useDirectories({'state-dir': stateDir, 'run-dir': runDir});
 	const asked = readWorkload(resolver, host);
 	const dns = readDns(resolver, asked.isDnsCaptured, stateDir);
-	// The control plane is told what is done, not what was asked for.
-	const workload = {...asked, isDnsCaptured: dns.mode !== 'off'};
 	const controlPlane = readControlPlane(resolver, {
 		bundle,
 		hosts: readFile(bundle?.hosts, findings, parseHosts) ?? new Map(),
@@ -85,6 +83,9 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 			'controlPlaneAuthPolicy'
 		],
 	});
+	const {addresses, config: address} = readAddresses(resolver, host, controlPlane);
+	// The control plane is told what is done, not what was asked for.
+	const workload = {...asked, addresses, isDnsCaptured: dns.mode !== 'off'};
 	const identity = readIdentity(resolver, controlPlane);
 	if (workload.isDnsCaptured !== asked.isDnsCaptured) noteCapture(resolver);
 	const relay = readRelay(resolver, workload.isDnsCaptured, stateDir);
@@ -123,6 +124,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		status,
 		capture,
 		health,
+		address,
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
 		isNotifyEnabled: resolver.take(table.notify),
 	};

@@ -201,7 +201,7 @@ export const table = {
 		'workload.address',
 		values.ipAddress,
 		undefined,
-		'Address that names our WorkloadEntry. Default: the first one of the host that is not loopback',
+		'Address that names our WorkloadEntry; it then never changes. Default: found by workload.address-from',
 		{
 			name: 'address',
 			isCommon: true,
@@ -211,6 +211,13 @@ export const table = {
 				{name: 'INSTANCE_IP', read: nonEmpty},
 			],
 		},
+	),
+	addressFrom: setting(
+		'workload.address-from',
+		values.addressRules,
+		'route',
+		'Where our address is found, in order: route (source of packets to the control plane), interface:NAME, cidr:NETWORK',
+		{leaf: 'address.rules'},
 	),
 	group: setting('workload.group', values.dnsName, undefined, 'WorkloadGroup to be registered in', {
 		name: 'group',

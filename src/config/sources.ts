@@ -1,4 +1,4 @@
-import type {Interfaces} from './addresses.ts';
+import type {HostNetwork} from './host-network.ts';
 import type {Environment, ParsedFlags} from './layers.ts';
 
 /** A file that was read; `bytes` may be one more than is allowed, which then is a problem. */
@@ -20,9 +20,8 @@ export interface BundleSource {
 	readonly isDirectory: boolean;
 }
 
-export interface HostFacts {
+export interface HostFacts extends HostNetwork {
 	readonly hostname: string;
-	readonly interfaces: Interfaces;
 	/** Directory that relative paths of flags and environment start from. */
 	readonly cwd: string;
 	/** Where Envoy was found, or where it ought to be. */

@@ -265,6 +265,23 @@ export interface CaptureConfig {
 	readonly provedPath: string;
 }
 
+/** Which of this machine's addresses names our WorkloadEntry. */
+export type AddressRule =
+	/** The one that packets to the control plane are sent from. */
+	| {readonly kind: 'route'}
+	/** A `*` at the end stands for any rest. */
+	| {readonly kind: 'interface'; readonly name: string}
+	| {readonly kind: 'cidr'; readonly cidr: string};
+
+export interface AddressConfig {
+	/** Somebody has said which it is: it does not change. */
+	readonly isFixed: boolean;
+	/** Tried in this order. */
+	readonly rules: readonly AddressRule[];
+	/** Addresses of the control plane, as far as they are known without asking anybody. */
+	readonly towards: readonly string[];
+}
+
 /** What a probe asks. A host that is left out is the address that names our WorkloadEntry, as in Istio. */
 export type ProbeCheck =
 	| {
@@ -325,6 +342,7 @@ export interface Config {
 	readonly status: StatusConfig;
 	readonly capture: CaptureConfig;
 	readonly health: HealthConfig;
+	readonly address: AddressConfig;
 	readonly log: LogConfig;
 	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
 	readonly isNotifyEnabled: boolean;

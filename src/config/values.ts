@@ -1,6 +1,6 @@
 import {resolve} from 'node:path';
 import {ipFamily} from './ip.ts';
-import type {Endpoint} from './types.ts';
+import type {AddressRule, Endpoint} from './types.ts';
 
 /** A value as it stands in a source: text from flags and environment, and also a list or a map from YAML. */
 export type Raw = string | readonly string[] | Readonly<Record<string, string>>;
@@ -289,6 +289,15 @@ const interfaceName = text('interface', 'the name of a network interface, or its
 	return value;
 });
 export const interfaces = listOf('interfaces', interfaceName);
+
+const addressRule = text('rule', 'route, interface:NAME or cidr:NETWORK', (value, base): AddressRule => {
+	const [kind, rest = ''] = [value.split(':', 1)[0], value.slice(value.indexOf(':') + 1)];
+	if (value === 'route') return {kind: 'route'};
+	if (kind === 'interface' && value.includes(':')) return {kind, name: interfaceName.parse(rest, base)};
+	if (kind === 'cidr' && value.includes(':')) return {kind, cidr: parseCidr(rest)};
+	throw new ValueError('is none of route, interface:NAME, cidr:NETWORK');
+});
+export const addressRules = listOf('rules', addressRule, 1);
 
 const owner = text('owner', 'a name or a number', value => {
 	if (!/^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?$/.test(value)) throw new ValueError('is neither a name nor a number');

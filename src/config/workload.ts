@@ -1,15 +1,16 @@
-import {selectAddresses} from './addresses.ts';
+import {rankAddresses, selectAddresses} from './addresses.ts';
+import {ipFamily} from './ip.ts';
 import {isRecord, readLabels, readMetadata} from './metadata.ts';
 import {byDefault, type Resolver} from './resolver.ts';
 import {table} from './settings.ts';
 import type {HostFacts} from './sources.ts';
-import type {Config, Origin, WorkloadConfig} from './types.ts';
+import type {AddressConfig, Config, ControlPlaneConfig, Origin, WorkloadConfig} from './types.ts';
 import {nodeName, renderDuration, ValueError} from './values.ts';
 
 const host: Origin = {kind: 'host', place: 'host'};
 
-/** All of WorkloadConfig but the ProxyConfig, which is made of the other sections. */
-export function readWorkload(resolver: Resolver, facts: HostFacts): Omit<WorkloadConfig, 'proxyConfig'> {
+/** All of WorkloadConfig but what is made of the other sections. */
+export function readWorkload(resolver: Resolver, facts: HostFacts): Omit<WorkloadConfig, 'proxyConfig' | 'addresses'> {
 	const namespace = readNamespace(resolver);
 	const group = resolver.orElse(table.group, undefined, byDefault).value;
 	const labels = readLabels(resolver);
@@ -20,7 +21,6 @@ export function readWorkload(resolver: Resolver, facts: HostFacts): Omit<Workloa
 		serviceAccount: resolver.take(table.serviceAccount),
 		name: readName(resolver, facts.hostname),
 		clusterId: resolver.take(table.clusterId),
-		addresses: readAddresses(resolver, facts),
 		group,
 		domain: readDomain(resolver, namespace),
 		serviceCluster: readServiceCluster(resolver, {namespace, group, labels, metadata}),
@@ -54,20 +54,32 @@ function readName(resolver: Resolver, hostname: string): string {
 	}
 }
 
-function readAddresses(resolver: Resolver, facts: HostFacts): readonly string[] {
+/** @param controlPlane - the way to it shows the address by which others may reach us */
+export function readAddresses(
+	resolver: Resolver,
+	facts: HostFacts,
+	{endpoints, hosts}: Pick<ControlPlaneConfig, 'endpoints' | 'hosts'>,
+): {addresses: readonly string[]; config: AddressConfig} {
 	const explicit = resolver.optional(table.address);
-	const addresses = selectAddresses(facts.interfaces, explicit?.value);
-	if (explicit) return addresses;
+	const rules = resolver.take(table.addressFrom);
+	const towards = endpoints.flatMap(({host: name}) => (ipFamily(name) === 0 ? (hosts[name] ?? []) : [name]));
+	resolver.note('address.isFixed', explicit?.origin ?? byDefault);
+	resolver.note('address.towards', resolver.origins.get(table.endpoints.leaf) ?? byDefault);
+	const config = {isFixed: explicit !== undefined, rules, towards};
+	const ranked = rankAddresses(facts, config);
+	const addresses = selectAddresses(ranked, explicit?.value);
+	if (explicit) return {addresses, config};
 	const [first] = addresses;
 	resolver.note(table.address.leaf, host);
-	if (first === '127.0.0.1')
-		resolver.findings.warn('host', 'has no address that others can reach; 127.0.0.1 is used (set workload.address)');
-	else if (first.includes(':'))
+	const [best] = ranked;
+	if (best && !best.isUsable)
 		resolver.findings.warn(
 			'host',
-			`has only IPv6 addresses, some of which may be temporary; ${first} names the WorkloadEntry (set workload.address)`,
+			`has no address that is good for others; ${first} of ${best.interface} is used, ${best.why} (set workload.address)`,
 		);
-	return addresses;
+	if (first === '127.0.0.1')
+		resolver.findings.warn('host', 'has no address that others can reach; 127.0.0.1 is used (set workload.address)');
+	return {addresses, config};
 }
 
 function readDomain(resolver: Resolver, namespace: string): string {

@@ -40,6 +40,8 @@ export interface Health extends Running {
 	/** Why we are to stay out of the mesh's load balancing; undefined = we are not. */
 	withheld(): string | undefined;
 	say(said: Word['said'], input: unknown): Promise<Answer>;
+	/** Tells the control plane once more what it was told last. */
+	tellAgain(): void;
 	/** Says that we go, and waits until the word has spread. Nothing is probed or said after it. */
 	leave(): Promise<void>;
 }
@@ -168,6 +170,13 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 		look();
 	};
 
+	const tellAgain = (): void => {
+		if (!told) return;
+		// The latest reason, should it have changed meanwhile.
+		const reason = finding.state === told.state ? reasonOfFinding(finding) : told.reason;
+		deps.report({isHealthy: told.state === 'healthy', message: reason ?? ''});
+	};
+
 	/** Soon after each connect and then now and then: a report that is lost is lost without a word. */
 	const reassert = async (): Promise<void> => {
 		for (let waitMs = config.reassertMs * (0.75 + random() / 2); ; ) {
@@ -176,7 +185,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 				() => false,
 			);
 			signal.throwIfAborted();
-			if (isDue && told) deps.report({isHealthy: told.state === 'healthy', message: reasonOfFinding(finding) ?? ''});
+			if (isDue) tellAgain();
 			waitMs = isDue ? config.reassertMs * (0.75 + random() / 2) : settledMs * (1 + random());
 			if (!isDue) hurry = new AbortController();
 		}
@@ -241,6 +250,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 			const by = config.isReported ? 'report' : deps.hasEntry ? 'registration' : 'nothing';
 			return {state: finding.state, reason: reasonOfFinding(finding), by, isKept, problem};
 		},
+		tellAgain,
 		leave,
 		stop: async () => {
 			await (deps.isEnded ? leave() : end());

@@ -1,3 +1,4 @@
+export {startAddressWatch} from './address-watch.ts';
 export type {EntryFinding, EntryProblem} from './entry-finding.ts';
 export {type OwnInbound, type OwnInboundStatus, startOwnInbound} from './own-inbound.ts';
 export {

@@ -55,6 +55,8 @@ export interface Registration extends Running {
 
 export interface RegistrationDeps {
 	readonly workload: WorkloadConfig;
+	/** The one we register with. */
+	readonly address: () => string;
 	readonly upstream: () => UpstreamStatus;
 	/** Wall-clock time of the saved configuration in use: proof that an agent before this one was registered then. */
 	readonly savedAt: () => Date | undefined;
@@ -103,6 +105,7 @@ export function nextState(
  */
 export function startRegistration({
 	workload,
+	address,
 	upstream,
 	savedAt,
 	onUpstreamChange,
@@ -113,10 +116,10 @@ export function startRegistration({
 	clock,
 	log,
 }: RegistrationDeps): Registration {
-	const {group, namespace, addresses} = workload;
-	const [address = ''] = addresses;
+	const {group, namespace} = workload;
 	const network = workload.metadata['NETWORK'] || undefined;
-	const entry = group === undefined ? undefined : `${namespace}/${workloadEntryName(group, address, network)}`;
+	const entry = () =>
+		group === undefined ? undefined : `${namespace}/${workloadEntryName(group, address(), network)}`;
 	let state: RegistrationState = group === undefined ? 'off' : 'connecting';
 	let since = clock.now();
 	let sinceMs = clock.monotonicMs();
@@ -128,10 +131,10 @@ export function startRegistration({
 		sinceMs = clock.monotonicMs();
 		if (state === 'registered') confirmedUntil = since;
 		if (next === 'registered') confirmedUntil = undefined;
-		if (next === 'registered' || next === 'withdrawn') log.info({entry, address}, next);
+		if (next === 'registered' || next === 'withdrawn') log.info({entry: entry(), address: address()}, next);
 		// Why, the relay has told: it is the stream that was refused.
 		else if (next === 'refused' || next === 'waiting for group')
-			log.info({entry, address, code: upstream().lastError?.code}, 'registration refused');
+			log.info({entry: entry(), address: address(), code: upstream().lastError?.code}, 'registration refused');
 		state = next;
 	};
 	const look = () => {
@@ -142,9 +145,9 @@ export function startRegistration({
 		if (before && state === 'away') confirmedUntil = before;
 		// The agent does its job: a start must not wait for an application that is started after it.
 		if (withheld() !== undefined) gate.open(`not registered: ${withheld()}`);
-		else if (state === 'registered') gate.open(`${entry} at ${address}: ${summary()}`);
+		else if (state === 'registered') gate.open(`${entry()} at ${address()}: ${summary()}`);
 		// Traffic does not depend on it, and a fleet must not turn red because istiod is away.
-		else if (state === 'away') gate.open(unconfirmed(entry, confirmedUntil));
+		else if (state === 'away') gate.open(unconfirmed(entry(), confirmedUntil));
 		else {
 			const {reason = 'waiting for the control plane', hint} = explain();
 			gate.close(reason, hint);
@@ -174,7 +177,18 @@ export function startRegistration({
 			const found = state === 'registered' ? finding() : undefined;
 			const problems = (found?.problems ?? []).map(({what, hint}) => ({what, hint}));
 			const {proof} = found ?? {proof: undefined};
-			return {state, summary: summary(), proof, problems, entry, group, address, ...explain(), since, confirmedUntil};
+			return {
+				state,
+				summary: summary(),
+				proof,
+				problems,
+				entry: entry(),
+				group,
+				address: address(),
+				...explain(),
+				since,
+				confirmedUntil,
+			};
 		},
 		look,
 		registeredForMs: () => (state === 'registered' ? clock.monotonicMs() - sinceMs : undefined),

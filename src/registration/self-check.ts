@@ -7,6 +7,8 @@ export interface SelfCheck extends Running {
 	finding(): EntryFinding | undefined;
 	/** Something has changed that it may depend on. */
 	look(): void;
+	/** What was seen is of another address. */
+	forget(): void;
 	/** Streams opened anew for a problem that has not gone since. */
 	readonly attempts: number;
 }
@@ -89,6 +91,11 @@ export function startSelfCheck({evidence, reconnect, onFinding, clock, random, l
 			return;
 		}
 		mending = sleep(settledAfterMs * patienceFactor ** attempts * random(), () => {
+			// Away: judged again when the stream is back.
+			if (!finding()) {
+				known = '';
+				return;
+			}
 			attempts++;
 			log.warn({attempts}, 'opening a new stream to have the entry put right');
 			reconnect();
@@ -100,6 +107,12 @@ export function startSelfCheck({evidence, reconnect, onFinding, clock, random, l
 		finished: never,
 		finding,
 		look,
+		forget: () => {
+			wasSeen = false;
+			known = '';
+			attempts = 0;
+			mending?.abort();
+		},
 		get attempts() {
 			return attempts;
 		},

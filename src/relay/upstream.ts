@@ -339,6 +339,8 @@ export class Upstream implements Running {
 	}
 
 	#write({stream}: StreamState, message: Buffer): void {
+		// One that we have ended takes no more; the next is told everything.
+		if (stream.call.writableEnded) return;
 		// Never held back: requests are few and small, and a bounded queue here has been seen to deadlock.
 		stream.call.write(message);
 	}

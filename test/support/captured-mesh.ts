@@ -65,8 +65,8 @@ export async function startControlPlane(
 export interface VmOptions {
 	readonly group: string;
 	readonly vm: Namespace;
-	/** Of the VM. */
-	readonly at: string;
+	/** Of the VM; found by the agent unless given. */
+	readonly at?: string;
 	readonly isDnsCaptured?: boolean;
 	readonly flags?: readonly string[];
 }
@@ -104,7 +104,8 @@ export class CapturedVm {
 		const app = await vm.peer();
 		await app.send('serveHttp', {port: 8080, name: group});
 		const all = [
-			...['--config', join(world.directory, 'onramp.yaml'), '--bundle', bundle, '--name', group, '--address', at],
+			...['--config', join(world.directory, 'onramp.yaml'), '--bundle', bundle, '--name', group],
+			...(at === undefined ? [] : ['--address', at]),
 			...['--run-dir', join(directory, 'run'), '--state-dir', join(directory, 'state'), '--envoy', envoyPath],
 			...['--notify', 'false', '--proxy-concurrency', '1', '--proxy-termination-drain', '200ms'],
 			...['--capture-users', String(meshUid), '--capture-groups', String(meshUid), ...flags],

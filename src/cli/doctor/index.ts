@@ -11,6 +11,7 @@ import {AgentError} from '../../errors.ts';
 import {fetchStatus} from '../../status/index.ts';
 import type {Flags} from '../index.ts';
 import {loadFrom} from '../load.ts';
+import {addresses} from './addresses.ts';
 import {agent} from './agent.ts';
 import {ca} from './ca.ts';
 import {certificate} from './certificate.ts';
@@ -35,7 +36,7 @@ export interface Result extends Finding {
 
 /** In the order of the data's way, so that the first failure is mostly the cause of those below it. */
 const checks: readonly Check[] = [
-	...[service, agent, configuration, clock, stateDirectory, certificate, token],
+	...[service, agent, configuration, addresses, clock, stateDirectory, certificate, token],
 	...[names, tcp, tls],
 	...[envoy, ports],
 ];

@@ -1,8 +1,6 @@
 import test from 'ava';
-import {selectAddresses} from '../../../src/config/addresses.ts';
 import {suggest} from '../../../src/config/problems.ts';
 import * as values from '../../../src/config/values.ts';
-import {hostWith} from './sources.ts';
 
 const takes = test.macro({
 	exec: (t, type: values.ValueType<unknown>, good: Record<string, unknown>, bad: readonly string[]) => {
@@ -82,40 +80,6 @@ test(
 		'https://a:15010/': [{host: 'a', port: 15_010, ...tls}],
 	},
 	['', 'a', ':1', 'a:0', 'a:65536', '2001:db8::1:2', '[x]:1', 'ftp://a:1', 'a b:1', 'a:1/path', ','],
-);
-
-const chooses = test.macro({
-	exec: (t, interfaces: Record<string, string[]>, explicit: string | undefined, expected: string[]) => {
-		t.deepEqual([...selectAddresses(hostWith(interfaces).interfaces, explicit)], expected);
-	},
-	title: name => `addresses › ${name}`,
-});
-
-test('IPv4 comes before IPv6', chooses, {eth0: ['2001:db8::1', '192.0.2.1']}, undefined, ['192.0.2.1', '2001:db8::1']);
-test(
-	'the order of interfaces does not depend on when they came up',
-	chooses,
-	{eth10: ['192.0.2.3'], eth2: ['192.0.2.9', '192.0.2.10']},
-	undefined,
-	['192.0.2.9', '192.0.2.10', '192.0.2.3'],
-);
-test(
-	'bridges and container links come last',
-	chooses,
-	{docker0: ['172.17.0.1'], 'br-1': ['172.18.0.1'], veth1: ['10.9.0.1'], zz0: ['2001:db8::1']},
-	undefined,
-	['2001:db8::1', '172.18.0.1', '172.17.0.1', '10.9.0.1'],
-);
-test('the one that was given comes first, once', chooses, {eth0: ['192.0.2.1', '192.0.2.2']}, '192.0.2.2', [
-	'192.0.2.2',
-	'192.0.2.1',
-]);
-test(
-	'loopback and link-local addresses are left out',
-	chooses,
-	{lo: ['127.0.0.1', '::1'], eth0: ['169.254.1.1', 'fe80::1']},
-	undefined,
-	['127.0.0.1'],
 );
 
 test('suggestion › is the nearest name, if one is near', t => {

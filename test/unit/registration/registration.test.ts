@@ -31,9 +31,11 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 	let listener = () => {};
 	const calls: string[] = [];
 	let withheld: string | undefined;
+	let address = '10.0.0.5';
 	let finding: EntryFinding | undefined;
 	const registration = startRegistration({
 		workload: {...workload, group, addresses: ['10.0.0.5', 'fd00::5']},
+		address: () => address,
 		upstream: () => upstream,
 		savedAt: () => savedAt,
 		onUpstreamChange: each => {
@@ -58,7 +60,11 @@ function setUp({group, savedAt}: {group?: string; savedAt?: Date} = {group: 'che
 		({withheld, finding} = {withheld: undefined, finding: undefined, ...what});
 		registration.look();
 	};
-	return {registration, become, say, calls, clock, gate: () => readiness.states()[0]!};
+	const move = (to: string) => {
+		address = to;
+		registration.look();
+	};
+	return {registration, become, say, move, calls, clock, gate: () => readiness.states()[0]!};
 }
 
 const follows = test.macro({
@@ -216,4 +222,12 @@ test('registration › a group that is not there is waited for', t => {
 	t.like(gate(), {isOpen: false, reason: missing.message, hint: missing.hint});
 	t.is(become('connecting', missing), 'waiting for group');
 	t.is(become('connected'), 'registered');
+});
+
+test('registration › another address is another entry', t => {
+	const {registration, become, move, gate} = setUp();
+	become('connected');
+	move('10.0.0.9');
+	t.like(registration.status(), {entry: 'bar/checkout-10.0.0.9', address: '10.0.0.9'});
+	t.is(gate().reason, 'bar/checkout-10.0.0.9 at 10.0.0.9: registered');
 });

@@ -149,6 +149,22 @@ test('self-check › it is over when the next stream brings it back', async t =>
 	await check.stop();
 });
 
+test('self-check › away, nothing is mended; what was seen of another address is forgotten', async t => {
+	const {clock, become, calls, check} = setUp();
+	become({});
+	become({endpoints: []});
+	become(undefined);
+	await clock.advance(3_600_000);
+	t.deepEqual(calls, ['registered', 'registered, not selected by any service', 'none']);
+	become({});
+	become({endpoints: []});
+	check.forget();
+	become({endpoints: []});
+	await clock.advance(3_600_000);
+	t.false(calls.includes('reconnect'));
+	await check.stop();
+});
+
 test('self-check › what a stream cannot mend is only told', async t => {
 	const {clock, become, calls, check} = setUp();
 	become({endpoints: [{...endpoint, tlsMode: ''}]});
