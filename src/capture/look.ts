@@ -1,6 +1,6 @@
 // Loaded by the agent itself: what it needs between two steps, and nothing that makes rules.
 import {execFile} from 'node:child_process';
-import {createHash} from 'node:crypto';
+import {createHash, randomUUID} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 
 /** What to look at to see, cheaply, whether anything has changed since the rules were found to be good. */
@@ -25,10 +25,10 @@ export async function fingerprintOf({commands, files}: Pick<Look, 'commands' | '
 	return hash.digest('hex').slice(0, 16);
 }
 
-/** A failure is something to compare, too. */
+/** A failure is never the same as before, so that whoever cannot look has it looked at closely. */
 function output(program: string, args: readonly string[]): Promise<string> {
 	return new Promise(resolve => {
 		const options = {timeout: withinMs, maxBuffer: 64 * 2 ** 20, env: {LC_ALL: 'C'}};
-		execFile(program, [...args], options, (error, stdout, stderr) => resolve(error ? `${stdout}${stderr}` : stdout));
+		execFile(program, [...args], options, (error, stdout) => resolve(error ? randomUUID() : stdout));
 	});
 }

@@ -123,7 +123,11 @@ function lookAt(backend: BackendName, plan: Plan): Look['commands'] {
 	const families = [...new Set(plan.rules.map(({family}) => family))];
 	const wanted: (readonly [string, ...string[]])[] =
 		backend === 'nft'
-			? [['nft', '-s', [...families.map(family => `list table ${family} onramp`), 'list chains'].join('; ')]]
+			? // One each: asked for two tables at once, nft 1.0.6 finds the second one missing.
+				[
+					...families.map(family => ['nft', '-s', 'list', 'table', family, 'onramp'] as const),
+					['nft', 'list', 'chains'],
+				]
 			: families.map(family => [`${family === 'ip6' ? 'ip6' : 'ip'}${backend.slice(2)}-save`]);
 	if (plan.host.hasPassThroughAddress) wanted.push(['ip', '-6', '-o', 'addr', 'show', 'dev', 'lo']);
 	if (plan.host.policyRouting) wanted.push(['ip', 'rule'], ['ip', '-6', 'rule']);
