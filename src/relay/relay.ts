@@ -199,14 +199,17 @@ export function startRelay(deps: RelayDeps): Relay {
 		const saved = await snapshot?.restore();
 		if (!saved || cache.isComplete) return;
 		const taken = new Map<string, Change>();
+		let savedProxyConfig: Buffer | undefined;
 		for (const {typeUrl: url, resources, removed} of saved.answers) {
-			if (url === typeUrl.proxyConfig) useSavedProxyConfig(resources.any(0));
+			// The last one: those before it are what it was then.
+			if (url === typeUrl.proxyConfig) savedProxyConfig = resources.any(0);
 			else await cache.type(url).restore(resources, removed);
 		}
 		for (const [url, type] of cache.types()) {
 			taken.set(url, {changed: [...type.resources.values()], removed: [], confirmed: []});
 			if (isWildcardType(url)) type.isComplete = true;
 		}
+		if (savedProxyConfig) useSavedProxyConfig(savedProxyConfig);
 		({savedAt} = saved);
 		followEndpoints(taken.get(typeUrl.cluster)!);
 		log.warn({savedAt, reason: whyNotNewer()}, 'using the saved configuration until the control plane answers');

@@ -336,6 +336,30 @@ test('snapshot › the mesh’s roots come back with it', async t => {
 	t.deepEqual(seen, [[pem]]);
 });
 
+test('snapshot › of the mesh’s roots, the latest come back', async t => {
+	const dir = await temporaryDir(t);
+	const pemOf = (name: string) => `-----BEGIN CERTIFICATE-----\n${name}\n-----END CERTIFICATE-----\n`;
+	const anyOfRoots = (...names: string[]) =>
+		new FieldWriter()
+			.string(1, pcds)
+			.bytes(2, new FieldWriter().strings(34, names.map(pemOf)).finish())
+			.finish();
+	const large = {...small, listeners: [...small.listeners, resource(lds, 'large', 'x'.repeat(5000))]};
+	const first = await settled(t, dir, large);
+	first.stream.send(pcds, [['', anyOfRoots('old')]]);
+	const at = await untilSaved(first);
+	// Small beside the rest, so it is saved as a change of what is there.
+	first.stream.send(pcds, [['', anyOfRoots('old', 'new')]]);
+	await settle();
+	await untilSaved(first, at);
+	t.true((await readdir(dir)).includes('recent'));
+	await first.relay.stop();
+	const seen: (readonly string[])[] = [];
+	const {relay} = await bootAlone(t, dir, {onTrustBundle: roots => seen.push(roots)});
+	await until('the saved state', () => relay.status().servingSaved);
+	t.deepEqual(seen, [['old', 'new'].map(pemOf)]);
+});
+
 /** Whether an agent that boots alone uses what is there, and what it says if not. */
 async function verdict(t: ExecutionContext, dir: string, change: Partial<RelayDeps> = {}): Promise<string | undefined> {
 	const {relay} = await bootAlone(t, dir, change);
