@@ -55,6 +55,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		config: config.controlPlane,
 		workload,
 		clientCertificate: () => identity?.current(),
+		learnedRoots: () => identity?.trustBundlePem() ?? '',
 		log: logOf('control-plane'),
 	});
 	identity = await parts.start('identity', () =>

@@ -36,6 +36,8 @@ export interface ControlPlaneDeps {
 	readonly workload: Pick<WorkloadConfig, 'namespace' | 'serviceAccount' | 'clusterId' | 'group'>;
 	/** The pair to show, asked afresh for each connection; undefined while there is none. */
 	readonly clientCertificate: () => ClientCertificate | undefined;
+	/** Roots it has told us of, PEM or ''; they outlive the certificate they came with. */
+	readonly learnedRoots?: () => string;
 	readonly clock: Clock;
 	readonly log: Logger;
 	readonly metrics: Metrics;
@@ -61,6 +63,7 @@ export function createControlPlane({
 	config,
 	workload,
 	clientCertificate,
+	learnedRoots = () => '',
 	clock,
 	log,
 	metrics,
@@ -74,7 +77,7 @@ export function createControlPlane({
 		config,
 		clusterId: workload.clusterId,
 		lookup,
-		learnedRoots: () => clientCertificate()?.trustBundlePem ?? '',
+		learnedRoots,
 	};
 	// Set after a failure that may mean "I do not know your certificate"; the next attempt then relies on the token.
 	let isCertificateWithheld = false;

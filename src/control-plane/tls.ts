@@ -10,7 +10,6 @@ import type {Secret} from '../log.ts';
 export interface ClientCertificate {
 	readonly chainPem: string;
 	readonly keyPem: Secret;
-	readonly trustBundlePem: string;
 	readonly notAfter: Date;
 	readonly spiffeId: string;
 }

@@ -26,8 +26,8 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 	for (const problem of state.problems) log.warn({problem}, 'stored certificate passed over');
 	for (const warning of state.warnings()) log.warn({reason: warning}, 'the state directory cannot be written');
 	let generation = state.newest;
-	const {usable} = state;
-	if (usable) served.publish(usable.pair, 'disk', usable.stored.receivedAt, usable.stored.number);
+	const kept = state.usable ?? state.outdated;
+	if (kept) served.publish(kept.pair, 'disk', kept.stored.receivedAt, kept.stored.number);
 
 	const keeper = startKeeper<StoredPair>({what: 'certificate', write: pair => state.save(pair), clock, random, log});
 	const issue = async (auth: CertificateRequest['auth'], signal: AbortSignal): Promise<void> => {
@@ -63,7 +63,7 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 		plan: {share: config.rotateAtShare, jitter: config.rotateJitter, rideOutMs: config.rideOutMs},
 		retryMaxMs: config.retryMaxMs,
 		trialDelayMs: deps.trialDelayMs ?? defaultTrialDelayMs,
-		tokenlessRenewal: usable?.stored.isTokenless ? 'works' : 'unknown',
+		tokenlessRenewal: kept?.stored.isTokenless ? 'works' : 'unknown',
 		changed: deps.changed,
 		count: deps.count,
 		clock,

@@ -53,7 +53,12 @@ export async function startIdentity(deps: IdentityDeps, signal: AbortSignal): Pr
 	const watching = watchExpiry();
 
 	async function watchExpiry(): Promise<void> {
+		let wasValid = served.current() !== undefined;
 		while (!stopping.signal.aborted) {
+			const isValid = served.current() !== undefined;
+			// A clock that was wrong has been set right: who came meanwhile has been given nothing.
+			if (isValid && !wasValid) served.tell();
+			wasValid = isValid;
 			const leftMs = served.current()?.notAfter.getTime() ?? Number.POSITIVE_INFINITY;
 			const waitMs = Math.min(expiryCheckMs, Math.max(leftMs - clock.now().getTime(), 1));
 			await clock.sleep(waitMs, stopping.signal).catch(() => {}); // ends only with the identity
@@ -74,6 +79,7 @@ export async function startIdentity(deps: IdentityDeps, signal: AbortSignal): Pr
 	return {
 		finished: started.finished,
 		current: () => served.current(),
+		trustBundlePem: () => served.trustBundlePem,
 		onChange: listener => served.onChange(listener),
 		setAdditionalRoots: roots => served.setAdditionalRoots(roots),
 		rotateNow: () => started.rotateNow(),

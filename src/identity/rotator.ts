@@ -258,7 +258,12 @@ class Rotator {
 		while (!this.#stopping.signal.aborted) {
 			await this.#nap(tokenCheckMs, this.#wake.signal);
 			const {error} = await this.#deps.token.check();
-			if (!error || this.#deps.current()) break;
+			if (this.#deps.current()) {
+				// What the token lacks matters no more.
+				this.#lockedOut = undefined;
+				this.#lastError = undefined;
+			}
+			if (!error || !this.#lockedOut) break;
 			this.#lockOut(error);
 		}
 	}

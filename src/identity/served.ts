@@ -34,6 +34,11 @@ export class ServedCertificate {
 		return this.#mergedRoots().length;
 	}
 
+	/** All that is trusted, also while there is no certificate: our own running out says nothing about the mesh's roots. */
+	get trustBundlePem(): string {
+		return this.#mergedRoots().join('');
+	}
+
 	current(): WorkloadCertificate | undefined {
 		return this.#latest && this.#latest.notAfter > this.#clock.now() ? this.#latest : undefined;
 	}
@@ -42,8 +47,8 @@ export class ServedCertificate {
 		const {rootsPem, warnings, ...rest} = pair;
 		this.#issuerRoots = rootsPem;
 		this.#pairWarnings = warnings;
-		this.#latest = {...rest, origin, receivedAt, generation, trustBundlePem: this.#mergedRoots().join('')};
-		this.#tell();
+		this.#latest = {...rest, origin, receivedAt, generation, trustBundlePem: this.trustBundlePem};
+		this.tell();
 		return this.#latest;
 	}
 
@@ -51,11 +56,11 @@ export class ServedCertificate {
 	setAdditionalRoots(rootsPem: readonly string[]): void {
 		this.#additionalRoots = mergeRoots(rootsPem, why => this.#log.warn({why}, 'additional root left out'));
 		if (!this.#latest) return;
-		const trustBundlePem = this.#mergedRoots().join('');
+		const {trustBundlePem} = this;
 		if (trustBundlePem === this.#latest.trustBundlePem) return;
 		this.#latest = {...this.#latest, trustBundlePem};
 		this.#log.info({rootCount: this.rootCount}, 'trust bundle changed');
-		this.#tell();
+		this.tell();
 	}
 
 	onChange(listener: (certificate: WorkloadCertificate) => void): () => void {
@@ -63,11 +68,8 @@ export class ServedCertificate {
 		return () => this.#listeners.delete(listener);
 	}
 
-	#mergedRoots(): string[] {
-		return [...new Set([...this.#issuerRoots, ...this.#additionalRoots])].sort();
-	}
-
-	#tell(): void {
+	/** Says what is served, if that is still within its life. */
+	tell(): void {
 		const certificate = this.current();
 		if (!certificate) return;
 		for (const listener of this.#listeners) {
@@ -78,5 +80,9 @@ export class ServedCertificate {
 				this.#log.error({err}, 'listener for certificates failed');
 			}
 		}
+	}
+
+	#mergedRoots(): string[] {
+		return [...new Set([...this.#issuerRoots, ...this.#additionalRoots])].sort();
 	}
 }

@@ -7,10 +7,20 @@ import {type VerifiedPair, verifyPair} from './certificate.ts';
 import {openStore, prepareStateDir, type StoredGeneration, type StoredPair, stateError} from './store.ts';
 import type {IdentityDeps} from './types.ts';
 
+export interface Kept {
+	readonly stored: StoredGeneration;
+	readonly pair: VerifiedPair;
+}
+
 /** The state directory, held by this agent. */
 export interface StateDir {
 	/** The newest stored pair that is whole, ours and still valid. */
-	readonly usable: {readonly stored: StoredGeneration; readonly pair: VerifiedPair} | undefined;
+	readonly usable: Kept | undefined;
+	/**
+	 * Without one: the newest that was so when it was received. Its roots are good, and it is itself should it be the clock
+	 * that is wrong.
+	 */
+	readonly outdated: Kept | undefined;
 	/** Number of the newest generation, usable or not. */
 	readonly newest: number;
 	/** Why others were passed over; emptied when a new one has been saved. */
@@ -79,8 +89,10 @@ async function openState(
 		await lock?.release();
 		throw stateError(dir, unwritable);
 	}
+	const outdated = usable ? undefined : chooseOutdated(generations, spiffeId);
 	return {
 		usable,
+		outdated,
 		newest: generations[0]?.number ?? 0,
 		problems,
 		warnings: () => (unwritable ? [`new certificates cannot be kept: ${stateError(dir, unwritable).message}`] : []),
@@ -101,7 +113,7 @@ function choose(
 	spiffeId: string,
 	now: Date,
 	problems: string[],
-): StateDir['usable'] {
+): Kept | undefined {
 	for (const stored of generations) {
 		if (stored.requestedSpiffeId !== spiffeId) {
 			problems.push(
@@ -113,6 +125,18 @@ function choose(
 			return {stored, pair: verifyPair(stored, {now, spiffeId})};
 		} catch (error) {
 			problems.push(`stored certificate ${stored.number}: ${reasonOf(error)}`);
+		}
+	}
+	return undefined;
+}
+
+function chooseOutdated(generations: readonly StoredGeneration[], spiffeId: string): Kept | undefined {
+	for (const stored of generations) {
+		if (stored.requestedSpiffeId !== spiffeId) continue;
+		try {
+			return {stored, pair: verifyPair(stored, {now: stored.receivedAt, spiffeId})};
+		} catch {
+			// Why, has been told: it was no better when it was received.
 		}
 	}
 	return undefined;

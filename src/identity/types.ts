@@ -86,7 +86,9 @@ export interface IdentityFailure {
 export interface Identity extends Running {
 	/** What to present now; undefined before the first, and never one that the wall clock says has expired. */
 	current(): WorkloadCertificate | undefined;
-	/** Calls back on each new pair or new set of roots. Returns how to stop that. */
+	/** Every root that is known, PEM, also while there is no certificate to present; '' before the first. */
+	trustBundlePem(): string;
+	/** Calls back on each new pair or new set of roots, and when one has become valid by the clock. Returns how to stop that. */
 	onChange(listener: (certificate: WorkloadCertificate) => void): () => void;
 	/** Roots from elsewhere (the mesh's own trust bundle), added to those that came with the certificate. */
 	setAdditionalRoots(rootsPem: readonly string[]): void;

@@ -37,7 +37,6 @@ async function holdCertificate(ca: TestCa): Promise<ClientCertificate> {
 	return {
 		chainPem: await ca.issue(privateKey, [spiffeId]),
 		keyPem: secretOf(privateKey),
-		trustBundlePem: '',
 		notAfter: new Date('2045-01-01T00:00:00Z'),
 		spiffeId,
 	};
@@ -213,7 +212,6 @@ test('connect › roots learned from the control plane count beside those of the
 		stream.respond({':status': 200, 'content-type': 'application/grpc', 'grpc-status': '8'}, {endStream: true});
 	});
 	const port = await listen(t, server as unknown as Server);
-	const held = {...(await holdCertificate(newCa)), trustBundlePem: newCa.pem};
-	const {error} = await fail(t, port, ca.pem, {deps: {clientCertificate: () => held}});
+	const {error} = await fail(t, port, ca.pem, {deps: {learnedRoots: () => newCa.pem}});
 	t.is(error.code, 'control_plane.overloaded', error.message);
 });

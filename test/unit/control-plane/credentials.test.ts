@@ -57,7 +57,6 @@ async function hold(ca: TestCa, change: Partial<ClientCertificate> = {}): Promis
 	return {
 		chainPem: await ca.issue(privateKey, [spiffeId]),
 		keyPem: secretOf(privateKey),
-		trustBundlePem: '',
 		notAfter: new Date('2045-01-01T00:00:00Z'),
 		spiffeId,
 		...change,

@@ -88,7 +88,6 @@ for (const [what, spiffeId, notAfter, expected] of [
 		const certificate = {
 			chainPem: '',
 			keyPem: new Secret(''),
-			trustBundlePem: '',
 			notAfter: new Date(notAfter),
 			spiffeId,
 		};

@@ -119,6 +119,43 @@ test('identity › never serves a certificate that the wall clock says has expir
 	t.true(gateOf(world).isOpen);
 });
 
+test('identity › what is trusted outlives the certificate, also over a restart', async t => {
+	const world = await createWorld(t, hour);
+	await world.putToken();
+	const identity = await world.start();
+	await joined(world, identity);
+	world.answer = refusal('control_plane.unreachable');
+	world.clock.step(2 * hour);
+	t.is(identity.current(), undefined);
+	t.is(identity.trustBundlePem(), world.ca.pem);
+	await identity.stop();
+	const next = await world.start();
+	t.is(next.current(), undefined);
+	t.is(next.status().state, 'expired');
+	t.is(next.trustBundlePem(), world.ca.pem);
+});
+
+test('identity › booted with a wrong clock, it serves the stored pair once the clock is right', async t => {
+	const world = await createWorld(t);
+	await world.putToken();
+	const first = await world.start();
+	const {serial} = await joined(world, first);
+	await first.stop();
+	world.clock.step(20 * 24 * hour);
+	world.answer = refusal('control_plane.unauthenticated');
+	const identity = await world.start();
+	const told: string[] = [];
+	identity.onChange(certificate => told.push(certificate.serial));
+	await world.until(() => identity.status().state === 'locked-out');
+	t.is(identity.current(), undefined);
+	world.clock.step(-20 * 24 * hour);
+	await world.until(() => told.length > 0);
+	t.deepEqual(told, [serial]);
+	t.is(identity.current()?.serial, serial);
+	await world.until(() => identity.status().state === 'serving');
+	t.true(gateOf(world).isOpen);
+});
+
 test('identity › rotates at once when a suspended machine wakes past the time', async t => {
 	const world = await createWorld(t);
 	await world.putToken(30 * 24 * hour);
