@@ -95,7 +95,8 @@ export function nextState(
 	if (lastError?.code === 'control_plane.group_missing') return 'waiting for group';
 	if (lastError && saysNo(lastError.code)) return 'refused';
 	const wasTaken = before === 'registered' || before === 'away';
-	if (wasTaken) return state === 'idle' ? 'withdrawn' : 'away';
+	// Whoever is away has not heard that we ended the stream.
+	if (wasTaken) return state === 'idle' && before === 'registered' ? 'withdrawn' : 'away';
 	return before === 'withdrawn' ? 'withdrawn' : 'connecting';
 }
 

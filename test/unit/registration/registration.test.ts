@@ -95,7 +95,7 @@ test(follows, 'registered', 'waiting', away, 'away');
 test(follows, 'registered', 'waiting', refusal, 'refused');
 test(follows, 'registered', 'idle', undefined, 'withdrawn');
 test(follows, 'away', 'subscribing', away, 'away');
-test(follows, 'away', 'idle', away, 'withdrawn');
+test(follows, 'away', 'idle', away, 'away');
 test(follows, 'away', 'connected', undefined, 'registered');
 test(follows, 'withdrawn', 'connecting', undefined, 'withdrawn');
 test(follows, 'withdrawn', 'waiting', away, 'withdrawn');
