@@ -8,6 +8,12 @@ export interface LoadOptions {
 	/** `new`: a connection for each request; `kept`: few, used again and again; `one`: a single one, which is never replaced. */
 	readonly connections?: 'new' | 'kept' | 'one';
 	readonly path?: string;
+	/** Each one, with the times of performance.now() between which it was under way. */
+	readonly onFailure?: (failure: {
+		readonly startedMs: number;
+		readonly endedMs: number;
+		readonly reason: string;
+	}) => void;
 }
 
 export interface LoadResult {
@@ -37,7 +43,13 @@ const answerWithinMs = 5000;
 const mostInFlight = 500;
 
 /** Open loop: requests are due by the clock, whatever became of those before. */
-export function startLoad({port, perSecond, connections = 'new', path = '/load'}: LoadOptions): Load {
+export function startLoad({
+	port,
+	perSecond,
+	connections = 'new',
+	path = '/load',
+	onFailure = () => {},
+}: LoadOptions): Load {
 	const agent = new Agent({keepAlive: connections !== 'new', maxSockets: connections === 'one' ? 1 : Infinity});
 	const startedMs = performance.now();
 	const pending = new Set<Promise<void>>();
@@ -47,9 +59,10 @@ export function startLoad({port, perSecond, connections = 'new', path = '/load'}
 	let lastGoodMs = startedMs;
 	let firstFailure: string | undefined;
 
-	const fail = (error: unknown) => {
+	const fail = (error: unknown, sentMs: number) => {
 		failed++;
 		const reason = error instanceof Error ? error.message : String(error);
+		onFailure({startedMs: sentMs, endedMs: performance.now(), reason});
 		firstFailure ??= `request ${sent} at ${Math.round(performance.now() - startedMs)} ms (${new Date().toISOString()}): ${reason}`;
 	};
 	const succeed = ({callerHash, ownId}: Echo) => {
@@ -61,12 +74,13 @@ export function startLoad({port, perSecond, connections = 'new', path = '/load'}
 	};
 	const send = () => {
 		sent++;
+		const sentMs = performance.now();
 		if (pending.size >= mostInFlight) {
-			fail(new Error(`${pending.size} requests without an answer`));
+			fail(new Error(`${pending.size} requests without an answer`), sentMs);
 			return;
 		}
 		const one = ask({port, agent, path, onConnection: () => opened++})
-			.then(succeed, fail)
+			.then(succeed, error => fail(error, sentMs))
 			.finally(() => pending.delete(one));
 		pending.add(one);
 	};

@@ -1,0 +1,41 @@
+import type {LocalWorkload} from '../../src/sandbox/local-workload.ts';
+import type {StatusReport} from '../../src/status/index.ts';
+
+/** `onramp status --json`, as far as it is looked at here. */
+export interface Seen {
+	readonly report: StatusReport;
+	readonly identity: {
+		readonly state: string;
+		readonly serial?: string;
+		readonly notBefore?: string;
+		readonly notAfter?: string;
+		readonly nextRotationAt?: string;
+		readonly rootCount: number;
+		readonly lastError?: {readonly code: string; readonly message: string};
+		readonly warnings: readonly string[];
+	};
+	readonly upstream: {
+		readonly state: string;
+		readonly nextAttemptAt?: string;
+		readonly lastError?: {readonly message: string};
+	};
+	readonly servingSaved: string | undefined;
+	readonly rejections: readonly unknown[];
+	/** Envoy is up, and has its stream to the agent. */
+	readonly hasEnvoy: boolean;
+}
+
+/** Undefined while there is no agent that answers with all its parts. */
+export async function seeStatus(workload: LocalWorkload): Promise<Seen | undefined> {
+	const report = await workload.status().catch(() => undefined);
+	const {identity, relay, proxy} = (report?.parts ?? {}) as Record<string, never>;
+	if (!report || !identity || !relay || !proxy) return undefined;
+	const {upstream, servingSaved, rejections, sessions} = relay as Pick<
+		Seen,
+		'upstream' | 'servingSaved' | 'rejections'
+	> & {
+		sessions: number;
+	};
+	const hasEnvoy = sessions > 0 && report.gates.some(({name, open}) => name === 'proxy' && open);
+	return {report, identity, upstream, servingSaved, rejections, hasEnvoy};
+}
