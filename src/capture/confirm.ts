@@ -137,7 +137,8 @@ const armedWithinMs = 20_000;
 
 /**
  * Starts the guardian and waits until it says that it is there. It belongs to no shell and no service: a session of its
- * own, or where systemd runs a unit of its own, as systemd ends whatever else a stopping service has started.
+ * own, or where systemd runs and we are root a unit of its own, as systemd ends whatever else a stopping service has
+ * started.
  * @param command - this program, up to its subcommand
  * @throws AgentError `capture.not_ready`, nothing having been changed
  */
@@ -154,28 +155,37 @@ export async function armGuardian(
 	await writeJson(places.pending, pending);
 	// The file is in the end only a file; what it goes back to is told past it.
 	const guardian = [...command, 'capture', 'guardian', stateDir, pending.previous?.digest ?? 'none'];
-	// Only root may ask systemd for a unit.
-	if (process.geteuid!() === 0 && (await exists('/run/systemd/system')) && findProgram('systemd-run') !== undefined) {
-		const {code, stderr} = await runProgram('systemd-run', [
-			...['--quiet', '--collect', `--unit=onramp-capture-guardian-${pending.id}`, '--'],
-			...guardian,
-		]);
-		if (code !== 0) return giveUp(places.pending, stderr.trim());
-	} else {
-		// Made anew, so that no link in its place is followed.
-		await rm(places.guardianLog, {force: true});
-		const log = await open(places.guardianLog, 'wx', 0o600);
-		const child = spawn(guardian[0]!, guardian.slice(1), {detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/'});
-		child.on('error', () => {}); // then it never says that it is there
-		child.unref();
-		await log.close();
-	}
+	if (!(await startAsUnit(guardian, pending.id))) await startInSession(guardian, places.guardianLog);
 	const deadlineMs = clock.monotonicMs() + armedWithinMs;
 	while (!(await exists(places.armed))) {
 		if (clock.monotonicMs() > deadlineMs)
 			return giveUp(places.pending, await readFile(places.guardianLog, 'utf8').catch(() => 'it said nothing'));
 		await clock.sleep(20);
 	}
+}
+
+/** @returns false where there is no systemd, or it does not do this for us */
+async function startAsUnit(guardian: readonly string[], id: string): Promise<boolean> {
+	if (process.geteuid!() !== 0 || !(await exists('/run/systemd/system')) || findProgram('systemd-run') === undefined)
+		return false;
+	const lockFile = process.env['XTABLES_LOCKFILE'];
+	const {code} = await runProgram('systemd-run', [
+		...['--quiet', '--collect', '--no-block', `--unit=onramp-capture-guardian-${id}`],
+		...(lockFile ? [`--setenv=XTABLES_LOCKFILE=${lockFile}`] : []),
+		'--',
+		...guardian,
+	]);
+	return code === 0;
+}
+
+async function startInSession(guardian: readonly string[], logPath: string): Promise<void> {
+	// Made anew, so that no link in its place is followed.
+	await rm(logPath, {force: true});
+	const log = await open(logPath, 'wx', 0o600);
+	const child = spawn(guardian[0]!, guardian.slice(1), {detached: true, stdio: ['ignore', log.fd, log.fd], cwd: '/'});
+	child.on('error', () => {}); // then it never says that it is there
+	child.unref();
+	await log.close();
 }
 
 async function giveUp(pendingPath: string, said: string): Promise<never> {
