@@ -7,7 +7,7 @@ import {mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync
 import {join, resolve} from 'node:path';
 import {parseArgs} from 'node:util';
 import {ensureEnvoy} from './fetch-envoy.ts';
-import {describePackages} from './packages/describe.ts';
+import {describePackages, type PackageDescription} from './packages/describe.ts';
 import {ensureNfpm} from './packages/fetch-nfpm.ts';
 import {runNfpm} from './packages/nfpm.ts';
 import {renderSbom} from './packages/sbom.ts';
@@ -31,12 +31,12 @@ const work = mkdtempSync(join(out, '.work-'));
 try {
 	const [nfpm, envoyPath] = await Promise.all([ensureNfpm(say), ensureEnvoy(say)]);
 	const stages = {
-		onramp: () => stageAgent(join(work, 'onramp')),
-		'onramp-envoy': () => stageEnvoy(join(work, 'onramp-envoy'), envoyPath),
+		onramp: stageAgent,
+		'onramp-envoy': (root: string, description: PackageDescription) => stageEnvoy(root, description, envoyPath),
 	};
 	for (const description of describePackages(values.version)) {
 		if (!names.includes(description.name)) continue;
-		stages[description.name]();
+		stages[description.name](join(work, description.name), description);
 		for (const format of values.format.split(',') as ('deb' | 'rpm')[]) {
 			const path = await runNfpm(nfpm, {
 				description,

@@ -37,7 +37,7 @@ before_remove() {
 		systemctl stop onramp-capture.service onramp-agent.service onramp-envoy.service || :
 	fi
 	# Rules that were made by hand, and those that a stop leaves on purpose.
-	/usr/bin/onramp capture remove --all >/dev/null || echo 'onramp: rules may be left, see: nft list ruleset'
+	onramp capture remove --all >/dev/null || echo 'onramp: rules may be left, see: nft list ruleset'
 }
 
 after_remove() {

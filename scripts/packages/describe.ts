@@ -23,7 +23,7 @@ export function describePackages(version: string = ownVersion): readonly Package
 			name: 'onramp',
 			version,
 			summary: 'makes this machine a workload of an Istio mesh',
-			text: 'Trades the token of an istioctl bundle for a certificate and keeps it fresh, brings\nthe configuration of istiod to a local Envoy, and has the machine registered.',
+			text: 'Trades the token of an istioctl bundle for a certificate and keeps it fresh,\nbrings the configuration of istiod to a local Envoy, and has the machine\nregistered.',
 			// What Node is linked with.
 			depends: {
 				deb: ['libc6 (>= 2.28)', 'libstdc++6', 'libgcc-s1 | libgcc1'],
@@ -50,7 +50,7 @@ export function describePackages(version: string = ownVersion): readonly Package
 		{
 			name: 'onramp-envoy',
 			version: envoyVersion,
-			summary: 'the Envoy that onramp was tested with',
+			summary: 'stock Envoy that onramp was tested with',
 			text: 'A stock build of Envoy at the place where onramp looks first.',
 			depends: {deb: ['libc6 (>= 2.30)'], rpm: ['glibc >= 2.30']},
 			recommends: {deb: [], rpm: []},

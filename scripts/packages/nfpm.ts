@@ -14,6 +14,10 @@ export interface PackageJob {
 	readonly isFast: boolean;
 }
 
+/** Of the packaging, with the same program. */
+export const release = '1';
+export const maintainer = 'The onramp authors <maintainers@onramp.invalid>';
+
 const architectures: Readonly<Record<string, string>> = {x64: 'amd64', arm64: 'arm64'};
 
 /** Makes one package and returns its path. The same files and the same SOURCE_DATE_EPOCH give the same bytes. */
@@ -38,12 +42,12 @@ export async function runNfpm(nfpm: string, {description, format, root, out, isF
 	const config = {
 		name,
 		version,
-		release: '1',
+		release,
 		arch: architectures[process.arch],
 		platform: 'linux',
 		section: 'net',
 		priority: 'optional',
-		maintainer: 'The onramp authors <onramp@localhost>',
+		maintainer,
 		description: `${summary}\n${text}`,
 		license: 'Apache-2.0',
 		mtime,
@@ -67,7 +71,7 @@ export async function runNfpm(nfpm: string, {description, format, root, out, isF
 }
 
 /** SOURCE_DATE_EPOCH, as reproducible-builds.org has it; a fixed day where it is not set. */
-function buildSeconds(): number {
+export function buildSeconds(): number {
 	return Number(process.env['SOURCE_DATE_EPOCH'] ?? Date.UTC(2026, 0, 1) / 1000);
 }
 

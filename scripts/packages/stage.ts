@@ -13,13 +13,15 @@ import {
 } from 'node:fs';
 import {dirname, join} from 'node:path';
 import {gzipSync} from 'node:zlib';
+import type {PackageDescription} from './describe.ts';
 import {renderCompletion, renderManual} from './manual.ts';
+import {buildSeconds, maintainer, release} from './nfpm.ts';
 import {bundledPackages} from './sbom.ts';
 
 const library = '/usr/lib/onramp';
 
 /** Puts the files of the agent's package under `root` as they are to be installed. */
-export function stageAgent(root: string): void {
+export function stageAgent(root: string, description: PackageDescription): void {
 	const {arch} = process;
 	const place = (path: string): string => {
 		mkdirSync(dirname(join(root, path)), {recursive: true});
@@ -49,11 +51,14 @@ export function stageAgent(root: string): void {
 	write('/usr/share/man/man1/onramp.1.gz', gzip(renderManual()));
 	write('/usr/share/bash-completion/completions/onramp', renderCompletion());
 	write('/usr/share/doc/onramp/changelog.gz', gzip(readFileSync('CHANGELOG.md', 'utf8')));
-	write('/usr/share/doc/onramp/copyright', renderCopyright(node));
+	write('/usr/share/doc/onramp/changelog.Debian.gz', gzip(renderDebianChangelog(description)));
+	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright: the onramp authors'));
+	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(node)));
+	copy('packaging/lintian-overrides', '/usr/share/lintian/overrides/onramp');
 }
 
 /** A program that is at its place already is not copied again: it is 100 MB. */
-export function stageEnvoy(root: string, envoyPath: string): void {
+export function stageEnvoy(root: string, description: PackageDescription, envoyPath: string): void {
 	mkdirSync(join(root, library), {recursive: true});
 	try {
 		linkSync(envoyPath, join(root, library, 'envoy'));
@@ -62,8 +67,12 @@ export function stageEnvoy(root: string, envoyPath: string): void {
 	}
 	const documents = join(root, 'usr/share/doc/onramp-envoy');
 	mkdirSync(documents, {recursive: true});
-	const licence = readFileSync('LICENSE', 'utf8');
-	writeFileSync(join(documents, 'copyright'), `Envoy, https://www.envoyproxy.io, by the Envoy authors.\n\n${licence}`);
+	const whose = 'Copyright: the Envoy authors, https://www.envoyproxy.io';
+	writeFileSync(join(documents, 'copyright'), renderCopyright('Envoy', whose));
+	writeFileSync(join(documents, 'licence.gz'), gzip(readFileSync('LICENSE', 'utf8')));
+	writeFileSync(join(documents, 'changelog.Debian.gz'), gzip(renderDebianChangelog(description)));
+	mkdirSync(join(root, 'usr/share/lintian/overrides'), {recursive: true});
+	copyFileSync('packaging/lintian-overrides-envoy', join(root, 'usr/share/lintian/overrides/onramp-envoy'));
 }
 
 /** The one binding that cannot be bundled; the agent works without it, and is larger. */
@@ -87,8 +96,31 @@ const gzip = (text: string): Buffer => {
 	return bytes;
 };
 
+/** Debian wants no text of a licence that every system has, and other systems want it: so it is in a file of its own. */
+function renderCopyright(name: string, whose: string): string {
+	return `${name}
+
+${whose}
+License: Apache-2.0
+
+On Debian systems the text of the Apache License 2.0 is in
+/usr/share/common-licenses/Apache-2.0. What is bundled, and all licences in
+full, are in the compressed file beside this one.
+`;
+}
+
+function renderDebianChangelog({name, version}: PackageDescription): string {
+	const date = new Date(buildSeconds() * 1000).toUTCString().replace('GMT', '+0000');
+	return `${name} (${version}-${release}) unstable; urgency=medium
+
+  * Built from source; what has changed is in CHANGELOG.md, here changelog.gz.
+
+ -- ${maintainer}  ${date}
+`;
+}
+
 /** Our licence, and in full those of all that is in the package. */
-function renderCopyright(node: string): string {
+function renderLicences(node: string): string {
 	const others = bundledPackages().map(({name, version, licence, path}) => {
 		const file = readdirSync(path).find(each => /^(licen[cs]e|copying)/i.test(each));
 		return `${name} ${version} (${licence})\n\n${file ? readFileSync(join(path, file), 'utf8').trim() : 'see its licence by that name'}`;

@@ -19,7 +19,7 @@ test.serial(
 	'cloud-init › a machine that was never logged in to joins by its user-data, and no copy of the token stays',
 	async t => {
 		if (await skippedWithoutMachines(t)) return;
-		const packages = await buildPackages(t);
+		const packages = await buildPackages();
 		const world = await makeBootedWorld(t);
 		const bundle = await world.bundle('a');
 		const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));

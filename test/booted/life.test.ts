@@ -82,7 +82,7 @@ async function untilReady({machine}: Vm): Promise<void> {
 }
 
 step('a fresh installation is quiet: nothing runs, nothing has failed, and one line says what to do', async t => {
-	packages = await buildPackages(scope);
+	packages = await buildPackages();
 	world = await makeBootedWorld(scope);
 	[a, b] = await Promise.all([world.boot('a'), world.boot('b')]);
 	before = (await lookAround(a)).split('\n');
@@ -204,7 +204,7 @@ step('restart onramp changes the agent only, and loses no request', async t => {
 });
 
 step('an upgrade and the way back lose no request, and leave Envoy and rules alone', async t => {
-	const newer = await buildPackages(scope, {version: '0.2.0', names: 'onramp'});
+	const newer = await buildPackages({version: '0.2.0', names: 'onramp'});
 	const [envoy, rules] = [await envoyPid(a), await rulesOf(a)];
 	await a.machine.must("echo '# edited' >> /etc/onramp/onramp.yaml");
 	for (const [from, version] of [

@@ -6,8 +6,8 @@ import {buildPackages, joinMesh, makeBootedWorld, skippedWithoutMachines, untilA
 test.serial('rpm › installed, upgraded and erased, its scripts do what those of the deb do', async t => {
 	if (await skippedWithoutMachines(t)) return;
 	const [packages, newer] = [
-		await buildPackages(t, {format: 'rpm'}),
-		await buildPackages(t, {format: 'rpm', names: 'onramp', version: '0.2.0'}),
+		await buildPackages({format: 'rpm'}),
+		await buildPackages({format: 'rpm', names: 'onramp', version: '0.2.0'}),
 	];
 	const world = await makeBootedWorld(t);
 	const a = await world.boot('a');

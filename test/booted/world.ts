@@ -1,7 +1,8 @@
 // Two machines with the packages, a control plane, and an application on each that knows nothing of meshes.
 import {execFile} from 'node:child_process';
-import {readdirSync} from 'node:fs';
-import {chmod, mkdir, mkdtemp, rm} from 'node:fs/promises';
+import {hash} from 'node:crypto';
+import {existsSync, readdirSync, readFileSync, statSync} from 'node:fs';
+import {chmod, mkdir, mkdtemp, rename, rm} from 'node:fs/promises';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import type {ExecutionContext} from 'ava';
@@ -32,19 +33,61 @@ export interface Packages {
 	of(name: 'onramp' | 'onramp-envoy', format?: 'deb' | 'rpm'): string;
 }
 
-/** Packages of what is in the tree, hardly compressed; `version` other than the tree's makes an upgrade. */
-export async function buildPackages(
-	t: ExecutionContext,
-	{version, format = 'deb', names = 'onramp,onramp-envoy'}: {version?: string; format?: string; names?: string} = {},
-): Promise<Packages> {
+/** What packages are made of, besides the programs that are fetched by hash. */
+const sources = [
+	'dist/onramp.pack',
+	'dist/onramp.cjs',
+	'packaging',
+	'scripts/package.ts',
+	'scripts/packages',
+	'CHANGELOG.md',
+];
+
+function digestOf(path: string): string {
+	if (!statSync(path).isDirectory()) return hash('sha256', readFileSync(path), 'hex');
+	return hash(
+		'sha256',
+		readdirSync(path)
+			.toSorted()
+			.map(name => name + digestOf(join(path, name)))
+			.join(),
+		'hex',
+	);
+}
+
+export interface PackagesOptions {
+	/** Other than the tree's makes an upgrade. */
+	readonly version?: string;
+	readonly format?: 'deb' | 'rpm';
+	readonly names?: string;
+}
+
+/** Packages of what is in the tree, hardly compressed; made once, as all of these tests need them. */
+export async function buildPackages({
+	version = '',
+	format = 'deb',
+	names = 'onramp,onramp-envoy',
+}: PackagesOptions = {}): Promise<Packages> {
 	await buildAgent();
-	await mkdir(join(root, '.cache', 'booted'), {recursive: true});
-	const directory = await mkdtemp(join(root, '.cache', 'booted', 'packages-'));
-	t.teardown(() => rm(directory, {recursive: true, force: true}));
-	const words = ['--fast', '--format', format, '--package', names, '--out', directory];
-	await run(process.execPath, ['scripts/package.ts', ...words, ...(version ? ['--version', version] : [])], {
-		cwd: root,
-	});
+	const key = hash(
+		'sha256',
+		[...sources.map(path => digestOf(join(root, path))), version, format, names].join(),
+		'hex',
+	);
+	const cache = join(root, '.cache', 'booted');
+	const directory = join(cache, `packages-${key.slice(0, 12)}`);
+	if (!existsSync(directory)) {
+		await mkdir(cache, {recursive: true});
+		// Of an earlier state of the tree.
+		for (const name of readdirSync(cache).filter(each => each.startsWith('packages-')))
+			if (Date.now() - statSync(join(cache, name)).mtimeMs > 3_600_000) await rm(join(cache, name), {recursive: true});
+		const work = await mkdtemp(join(cache, 'packages-new-'));
+		const words = ['--fast', '--format', format, '--package', names, '--out', work];
+		await run(process.execPath, ['scripts/package.ts', ...words, ...(version ? ['--version', version] : [])], {
+			cwd: root,
+		});
+		await rename(work, directory).catch(() => rm(work, {recursive: true})); // Another process was faster.
+	}
 	return {
 		directory,
 		of: (name, wanted = 'deb') => {

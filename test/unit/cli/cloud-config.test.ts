@@ -1,0 +1,84 @@
+import {spawnSync} from 'node:child_process';
+import {mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import test from 'ava';
+import {parse} from 'yaml';
+import {renderCloudConfig} from '../../../src/cli/cloud-config/render.ts';
+import {onramp} from './command.ts';
+
+const files = {
+	'cluster.env': "A='b'\n",
+	'root-cert.pem': '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n',
+	'istio-token': 'aaa.bbb-c_d.eee\n',
+};
+const bundle = join(import.meta.dirname, '../../fixtures/bundle/autoregister');
+
+interface CloudConfig {
+	readonly write_files: readonly {readonly path: string; readonly permissions: string; readonly content: string}[];
+	readonly packages?: readonly string[];
+	readonly runcmd: readonly (readonly string[])[];
+}
+
+const read = (text: string): CloudConfig => parse(text) as CloudConfig;
+const scriptOf = (text: string): string => read(text).write_files.find(({path}) => path.endsWith('/join.sh'))!.content;
+
+test('cloud-config › begins as cloud-init wants it, writes the bundle for root alone, and runs one script', t => {
+	const text = renderCloudConfig({files, packages: [], joinFlags: ['--group', 'vm']});
+	t.true(text.startsWith('#cloud-config\n'));
+	const {write_files: written, packages, runcmd} = read(text);
+	t.is(packages, undefined);
+	t.deepEqual(runcmd, [['sh', '/run/onramp-join/join.sh']]);
+	for (const {path, permissions} of written) {
+		t.true(path.startsWith('/run/onramp-join/'), path);
+		t.regex(permissions, /^0[67]00$/);
+	}
+	t.is(written.find(({path}) => path.endsWith('cluster.env'))!.content, files['cluster.env']);
+	t.true(text.includes('content: aaa.bbb-c_d.eee\n'), 'on one line and as it is, or it could not be scrubbed');
+	t.regex(scriptOf(text), /^onramp join \/run\/onramp-join --group vm \|\| fail/m);
+});
+
+test('cloud-config › installs what it is told, from a repository, by URL and from the disk', t => {
+	const text = renderCloudConfig({
+		files,
+		packages: ['onramp-envoy', 'https://host/onramp 1.deb', '/root/other.rpm'],
+		joinFlags: [],
+	});
+	t.deepEqual(read(text).packages, ['onramp-envoy']);
+	const script = scriptOf(text);
+	t.true(script.includes("curl -fsSL --retry 5 -o package-0.deb 'https://host/onramp 1.deb'"));
+	t.true(script.includes('set -- "$@" /root/other.rpm'));
+	t.throws(() => renderCloudConfig({files, packages: ['$(reboot)'], joinFlags: []}), {message: /is no package/});
+});
+
+test('cloud-config › the script scrubs the token, whatever joining ends with, and leaves all else as it was', t => {
+	for (const code of [0, 1]) {
+		const root = mkdtempSync(join(tmpdir(), 'onramp-cloud-'));
+		t.teardown(() => rmSync(root, {recursive: true, force: true}));
+		for (const name of ['run/onramp-join', 'var/lib/cloud/instances/i-1', 'bin'])
+			mkdirSync(join(root, name), {recursive: true});
+		const pickled = Buffer.from([0x80, 0, 0xff, ...Buffer.from('aaa.bbb-c_d.eee'), 0xfe, 0]);
+		writeFileSync(join(root, 'var/lib/cloud/instances/i-1/obj.pkl'), pickled, {mode: 0o400});
+		writeFileSync(join(root, 'var/lib/cloud/instances/i-1/other'), 'aaaxbbb-c_dxeee\n');
+		writeFileSync(join(root, 'run/onramp-join/istio-token'), 'aaa.bbb-c_d.eee');
+		writeFileSync(join(root, 'bin/onramp'), `#!/bin/sh\nexit ${code}\n`, {mode: 0o755});
+		const script = scriptOf(renderCloudConfig({files, packages: [], joinFlags: []}))
+			.replaceAll('/run/', `${root}/run/`)
+			.replaceAll('/var/lib/', `${root}/var/lib/`);
+		const {status} = spawnSync('sh', ['-c', script], {env: {PATH: `${join(root, 'bin')}:/usr/bin:/bin`}});
+		t.is(status, code);
+		const scrubbed = readFileSync(join(root, 'var/lib/cloud/instances/i-1/obj.pkl'));
+		t.deepEqual(scrubbed, Buffer.from([0x80, 0, 0xff, ...Buffer.from('x'.repeat(15)), 0xfe, 0]));
+		t.is(readFileSync(join(root, 'var/lib/cloud/instances/i-1/other'), 'utf8'), 'aaaxbbb-c_dxeee\n');
+		t.is(spawnSync('ls', [join(root, 'run/onramp-join')]).status, 2, 'the directory is gone');
+	}
+});
+
+test('cloud-config › refuses a bundle that no machine could join with, and prints nothing', async t => {
+	const {code, stdout, stderr} = await onramp(['cloud-config', '/nowhere']);
+	t.deepEqual([code, stdout], [78, '']);
+	t.regex(stderr, /\/nowhere is not a directory/);
+	const broken = await onramp(['cloud-config', bundle]);
+	t.is(broken.stdout, '');
+	t.is(broken.code, 78);
+});
