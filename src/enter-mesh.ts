@@ -6,9 +6,12 @@ import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
 import {
+	keepMachine,
+	lookAtMachine,
 	type Registration,
 	type SelfCheck,
 	startAddressWatch,
+	startCopyCheck,
 	startRegistration,
 	startSelfCheck,
 } from './registration/index.ts';
@@ -56,6 +59,19 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 		await proxy.drain();
 	});
 	relay.begin();
+	// With keys from elsewhere, whose they are is not our business.
+	if (deps.state) {
+		const machine = await parts.start('machine', () =>
+			startCopyCheck({
+				record: keepMachine(config.stateDir),
+				marks: lookAtMachine,
+				renewKey: mesh.rotateNow,
+				clock,
+				log: logOf('registration'),
+			}),
+		);
+		status.add('machine', () => (machine.status().isCopy ? machine.status() : {}));
+	}
 	if (!config.address.isFixed)
 		await parts.start('address', () => startAddressWatchOf(deps, mesh, {health, registration, selfCheck: selfCheck!}));
 }

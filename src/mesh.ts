@@ -35,6 +35,7 @@ export interface Mesh {
 	readonly inbound: OwnInbound;
 	/** Of the certificate that is served; undefined before the first. */
 	readonly spiffeId: () => string | undefined;
+	readonly rotateNow: () => Promise<unknown>;
 	/** The first one names our WorkloadEntry; the next stream is opened with them. */
 	addresses: readonly string[];
 	/** Why the next stream is to register nothing; undefined = it registers us. */
@@ -121,7 +122,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);
 	const spiffeId = () => current()?.spiffeId;
-	const mesh: Mesh = {relay, inbound, spiffeId, addresses: workload.addresses, withheld: () => undefined};
+	const mesh: Mesh = {relay, inbound, spiffeId, rotateNow, addresses: workload.addresses, withheld: () => undefined};
 	return mesh;
 }
 

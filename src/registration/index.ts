@@ -1,5 +1,7 @@
 export {startAddressWatch} from './address-watch.ts';
+export {startCopyCheck} from './copy-check.ts';
 export type {EntryFinding, EntryProblem} from './entry-finding.ts';
+export {keepMachine, lookAtMachine} from './machine.ts';
 export {type OwnInbound, type OwnInboundStatus, startOwnInbound} from './own-inbound.ts';
 export {
 	type Registration,
