@@ -6,7 +6,8 @@ import {AgentError} from '../errors.ts';
 import type {Clock, Gate, Metrics, Readiness, Running} from '../lifecycle/index.ts';
 import {never} from '../lifecycle/running.ts';
 import type {Logger} from '../log.ts';
-import {fingerprintOf, type Look} from './look.ts';
+import {hasChanged, type Look} from './look.ts';
+import {type Monitor, startMonitor} from './monitor.ts';
 import type {RulesIn, StepReply, StepRequest} from './step.ts';
 
 export interface CaptureKeeperDeps {
@@ -25,6 +26,8 @@ export interface CaptureKeeperDeps {
 	readonly log: Logger;
 	/** Has a step done; by a process of its own unless given. */
 	readonly perform?: (request: StepRequest, signal: AbortSignal) => Promise<StepReply>;
+	/** Tells of changes to rules; what the kernel says unless given. */
+	readonly listen?: typeof startMonitor;
 }
 
 /**
@@ -59,8 +62,9 @@ export interface CaptureKeeper extends Running {
 /** What the rules lead to must be there. Not `registration`: what leaves this machine does not depend on it. */
 const needed: readonly string[] = ['identity', 'configuration', 'proxy', 'dns'];
 const trialMs = 60_000;
-/** A look takes a few milliseconds, a whole check a process of our own. */
-const lookEveryMs = 3000;
+/** While the kernel tells of changes, a look costs nothing; one without being told takes some programs, a whole check a process of our own. */
+const lookEveryMs = 2000;
+const lookUntoldEveryMs = 60_000;
 const checkEveryMs = 300_000;
 /** While they are not as planned although they ought to have been put right. */
 const mendEveryMs = 10_000;
@@ -104,6 +108,10 @@ class Keeper implements CaptureKeeper {
 	#since: Date;
 	#rules: RulesIn | undefined;
 	#look: Look | undefined;
+	#monitor: Monitor | undefined;
+	/** The kernel has told of a change that was not looked at yet. */
+	#isTold = false;
+	#lookedAtMs = 0;
 	#problems: readonly string[] = [];
 	#repairs = 0;
 	#lastError: CaptureStatus['lastError'];
@@ -211,10 +219,18 @@ class Keeper implements CaptureKeeper {
 		}
 		const isRepaired = config.onDrift === 'repair';
 		const dueMs = this.#checkedAtMs + (isRepaired && this.#state === 'drifted' ? mendEveryMs : checkEveryMs);
-		if (nowMs < dueMs && this.#look && (await fingerprintOf(this.#look)) === this.#look.fingerprint) return;
+		if (nowMs < dueMs && this.#look && !(await hasChanged(this.#look, this.#mustLook(nowMs)))) return;
 		if (this.#stopping.signal.aborted) return;
 		this.#checkedAtMs = nowMs;
 		await this.#do({kind: 'check', config, isRepaired});
+	}
+
+	/** Of iptables-legacy the kernel tells nothing. */
+	#mustLook(nowMs: number): boolean {
+		const isHeard = this.#monitor?.isListening() === true && this.#rules?.backend !== 'iptables-legacy';
+		if (isHeard && !this.#isTold && nowMs - this.#lookedAtMs < lookUntoldEveryMs) return false;
+		[this.#isTold, this.#lookedAtMs] = [false, nowMs];
+		return true;
 	}
 
 	/** Has it done, and keeps and tells what came of it. */
@@ -231,6 +247,13 @@ class Keeper implements CaptureKeeper {
 					log.warn({problems: repaired}, 'the rules of capture had been changed; they were put right');
 				} else if (this.#state !== 'in')
 					log.info({backend, rules: count, isChanged, wasOnTrial, notes}, 'traffic is captured');
+				this.#monitor ??= (this.#deps.listen ?? startMonitor)(
+					() => {
+						this.#isTold = true;
+					},
+					this.#deps.clock,
+					this.#stopping.signal,
+				);
 				[this.#rules, this.#look, this.#problems, this.#lastError] = [rules, rules.look, [], undefined];
 				const how = wasOnTrial ? '; all that worked before works' : isChanged ? '' : ', found in place';
 				this.#enter('in', `${count} rules with ${backend}${request.kind === 'apply' ? how : ''}`);
@@ -261,6 +284,7 @@ class Keeper implements CaptureKeeper {
 		const {isLeft, drain, log} = this.#deps;
 		this.#unsubscribe();
 		this.#stopping.abort();
+		this.#monitor?.stop();
 		await this.#running;
 		if (isLeft) return this.#enter('left', 'the agent stops; the rules stay');
 		await drain();

@@ -4,7 +4,7 @@ import {systemClock} from '../lifecycle/index.ts';
 import type {BackendName} from './backend.ts';
 import {applyCapture, type CaptureDeps, prepareCapture, removeCapture, verifyCapture} from './capture.ts';
 import {awaitTrial, exists, placesIn, rolledBack} from './confirm.ts';
-import {fingerprintOf, type Look} from './look.ts';
+import {type Look, lookAt} from './look.ts';
 import {probesFor} from './probes.ts';
 import {findProgram, runProgram} from './programs.ts';
 import type {Plan} from './rules.ts';
@@ -112,14 +112,14 @@ async function describe(
 	notes: readonly string[],
 	repaired: readonly string[],
 ): Promise<RulesIn> {
-	const commands = lookAt(backend, plan);
+	const commands = whatToLookAt(backend, plan);
 	const files = ['/etc/resolv.conf'];
-	const look = {commands, files, fingerprint: await fingerprintOf({commands, files})};
+	const look = {commands, files, seen: await lookAt({commands, files})};
 	return {backend, count: plan.rules.length, plan: plan.digest, notes, look, repaired};
 }
 
 /** A few milliseconds' worth, without what changes by itself (elements of sets, counters). */
-function lookAt(backend: BackendName, plan: Plan): Look['commands'] {
+function whatToLookAt(backend: BackendName, plan: Plan): Look['commands'] {
 	const families = [...new Set(plan.rules.map(({family}) => family))];
 	const wanted: (readonly [string, ...string[]])[] =
 		backend === 'nft'

@@ -1,6 +1,6 @@
 import test from 'ava';
 import {type CaptureKeeper, startCaptureKeeper} from '../../../src/capture/keeper.ts';
-import {fingerprintOf} from '../../../src/capture/look.ts';
+import {lookAt} from '../../../src/capture/look.ts';
 import type {StepReply, StepRequest} from '../../../src/capture/step.ts';
 import {Metrics, Readiness} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
@@ -15,7 +15,7 @@ const isIn: StepReply = {
 		count: 60,
 		plan: 'p',
 		notes: [],
-		look: {...nothing, fingerprint: await fingerprintOf(nothing)},
+		look: {...nothing, seen: await lookAt(nothing)},
 		repaired: [],
 	},
 	isChanged: true,
@@ -52,6 +52,7 @@ function start(changes: {readonly isLeft?: boolean; readonly onAgentDown?: 'hold
 		clock,
 		metrics: new Metrics(),
 		log: silentLogger,
+		listen: () => ({isListening: () => true, stop: () => {}}),
 		perform: async ({kind}: StepRequest) => {
 			done.push(kind);
 			return kind === 'remove'
