@@ -23,7 +23,10 @@ export function startMonitor(onChange: () => void, clock: Clock, signal: AbortSi
 	const listen = ([program, ...args]: (typeof monitors)[number]): void => {
 		const path = findProgram(program);
 		if (path === undefined || signal.aborted) return;
-		const child = spawn(path, args, {stdio: ['ignore', 'pipe', 'ignore'], env: {LC_ALL: 'C'}});
+		// Killed with us: otherwise it would only notice at the next change, and crashes would pile them up.
+		const setpriv = findProgram('setpriv');
+		const [file = path, ...words] = [...(setpriv ? [setpriv, '--pdeathsig', 'KILL', '--'] : []), path, ...args];
+		const child = spawn(file, words, {stdio: ['ignore', 'pipe', 'ignore'], env: {LC_ALL: 'C'}});
 		running.set(program, child);
 		child.stdout.on('data', onChange);
 		child.on('error', () => {}); // told by its end

@@ -107,6 +107,7 @@ test.serial(
 		})();
 		a.signal('SIGKILL');
 		t.is(await a.exit, null);
+		await until('what it listened with to be gone', async () => !(await world.processes()).includes('monitor'));
 		const before = asked.length;
 		await until('requests while there is no agent', () => asked.length > before + 20);
 		t.is(await world.dump(), rules, 'held');
