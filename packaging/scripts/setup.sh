@@ -31,7 +31,7 @@ after_upgrade() {
 
 before_remove() {
 	if has_systemd; then
-		systemctl disable onramp.service 2>/dev/null || :
+		systemctl disable onramp.service onramp-capture-watch.service 2>/dev/null || :
 		# The last two also stop with the first, unless somebody has started them alone.
 		systemctl stop onramp.service onramp-envoy.path || :
 		systemctl stop onramp-capture.service onramp-agent.service onramp-envoy.service || :

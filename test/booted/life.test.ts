@@ -192,6 +192,16 @@ step('Envoy killed: it is back within a second, the agent and the rules stay', a
 	await untilReady(a);
 });
 
+step('rules that somebody flushes are put back where the watch is switched on', async t => {
+	const rules = await rulesOf(a);
+	await a.machine.must('systemctl enable --now onramp-capture-watch');
+	await a.machine.must('nft flush ruleset');
+	await until('the rules', async () => (await rulesOf(a)) === rules, 60_000);
+	await assertBothWays(t);
+	await a.machine.must('systemctl disable --now onramp-capture-watch');
+	t.is(await rulesOf(a), rules, 'the end of the watch is not the end of the rules');
+});
+
 step('restart onramp changes the agent only, and loses no request', async t => {
 	const [envoy, agent] = [await envoyPid(a), await agentPid(a)];
 	await underLoad(t, async () => {
