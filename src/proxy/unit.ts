@@ -42,6 +42,8 @@ export class UnitEnvoy {
 	#nudge = new AbortController();
 	#restarts = 0;
 	#crashesMs: number[] = [];
+	/** The next start waits, as too many Envoys have ended. */
+	#isDelayed = false;
 	#lastExit: LastExit | undefined;
 	#drained: Promise<void> | undefined;
 
@@ -112,15 +114,17 @@ export class UnitEnvoy {
 			const binary = checkBinary(config.binaryPath);
 			if (this.#record.binary !== binary) this.#saveRecord({binary, refusedFlags: []});
 			this.#envoyLog.choose();
+			const isDelayed = this.#isPastBudget();
 			const start = renderUnitStart({
 				config: {...config, logPath: this.#envoyLog.path},
 				addresses,
 				bootstrap,
 				refusedFlags: this.#record.refusedFlags,
-				delaySeconds: this.#isPastBudget() ? Math.ceil(config.restartBackoffMaxMs / 1000) : 0,
+				delaySeconds: isDelayed ? Math.ceil(config.restartBackoffMaxMs / 1000) : 0,
 			});
 			writeUnitStart(config, start, bootstrap);
 			this.#start = start;
+			this.#isDelayed = isDelayed;
 			return true;
 		} catch (error) {
 			const reason = error instanceof AgentError ? error.message : reasonOf(error);
@@ -164,6 +168,7 @@ export class UnitEnvoy {
 				},
 				onVerdict: verdict => this.#take(verdict),
 				onTick: () => {
+					if (this.#isDelayed && !this.#isPastBudget()) this.#tryWrite();
 					if (this.#isReady) void this.#envoyLog.rotate(() => void this.admin.post('/reopen_logs').catch(() => {}));
 					else this.#dropRefusedFlag(ended);
 				},
@@ -217,7 +222,7 @@ export class UnitEnvoy {
 	}
 
 	#noteEnd(): void {
-		const {clock, config, log} = this.#deps;
+		const {clock, log} = this.#deps;
 		const wasReplaced = this.#isReplaced;
 		this.#isReplaced = false;
 		this.#isReady = false;
@@ -227,14 +232,16 @@ export class UnitEnvoy {
 		this.#restarts++;
 		this.#countRestart();
 		this.#lastExit = {code: undefined, signal: undefined, at: clock.now(), logTail: this.#envoyLog.tail()};
-		const nowMs = clock.monotonicMs();
-		this.#crashesMs = [...this.#crashesMs.filter(atMs => nowMs - atMs < config.crashWindowMs), nowMs];
+		this.#crashesMs.push(clock.monotonicMs());
 		log.error({restarts: this.#restarts}, 'envoy has ended, and its unit has started it anew');
 		this.#enter(this.#isPastBudget() ? 'failed' : 'backing-off', 'envoy has ended and is started anew', hint);
 	}
 
 	#isPastBudget(): boolean {
-		return this.#crashesMs.length > this.#deps.config.crashBudget;
+		const {clock, config} = this.#deps;
+		const nowMs = clock.monotonicMs();
+		this.#crashesMs = this.#crashesMs.filter(atMs => nowMs - atMs < config.crashWindowMs);
+		return this.#crashesMs.length > config.crashBudget;
 	}
 
 	/** An Envoy that does not know one of the optional flags never opens its socket. */

@@ -1,6 +1,6 @@
 import {type ChildProcess, spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {existsSync} from 'node:fs';
+import {existsSync, readFileSync} from 'node:fs';
 import test, {type ExecutionContext} from 'ava';
 import type {ProxyConfig} from '../../../src/config/types.ts';
 import {unitScriptPath} from '../../../src/proxy/unit-files.ts';
@@ -79,12 +79,26 @@ test.serial('unit mode › a crash is noticed, and the Envoy that follows counts
 	const {world, unit} = await makeUnitWorld(t);
 	const proxy = await world.start();
 	await untilReady(world);
-	// Uptimes are told in whole seconds.
+	// Uptimes are differences of whole seconds.
 	await until('an uptime to compare', async () => (await proxy.admin.serverInfo()).uptimeSeconds >= 4);
 	process.kill(unit.pid()!, 'SIGKILL');
 	await until('the crash to be counted', () => proxy.status().restarts === 1);
 	await untilReady(world);
 	t.is(proxy.status().state, 'running');
+});
+
+test.serial('unit mode › after too many ends Envoy is started with a wait, until it has held for a while', async t => {
+	const {world, unit} = await makeUnitWorld(t);
+	const proxy = await world.start({crashBudget: 0, crashWindowMs: 8000, restartBackoffMaxMs: 1000});
+	const isDelayed = () => /^sleep 1$/m.test(readFileSync(unitScriptPath(world.config), 'utf8'));
+	await untilReady(world);
+	t.false(isDelayed());
+	await until('an uptime to compare', async () => (await proxy.admin.serverInfo()).uptimeSeconds >= 4);
+	process.kill(unit.pid()!, 'SIGKILL');
+	await until('the wait', isDelayed);
+	await untilReady(world);
+	await until('the end of the wait', () => !isDelayed());
+	t.is(unit.starts(), 2, 'the Envoy that runs is not touched');
 });
 
 test.serial('unit mode › an Envoy that was drained for an agent that left is not kept', async t => {

@@ -42,6 +42,15 @@ test('bundle files › are all installed, for no others to read, and the same ag
 	t.true(isSameToken(source, target));
 });
 
+test.serial('bundle files › can be read by the agent whatever the umask of who joins', async t => {
+	const {source, target} = makeBundle(t);
+	const before = process.umask(0o077);
+	t.teardown(() => process.umask(before));
+	await install(target, await planInstall(source, target));
+	t.is(modeOf(target), '750');
+	t.is(modeOf(join(target, 'mesh.yaml')), '640');
+});
+
 test('bundle files › that differ are replaced, and the others are left as they are', async t => {
 	const {source, target} = makeBundle(t);
 	await install(target, await planInstall(source, target));
