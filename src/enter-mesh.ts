@@ -141,7 +141,7 @@ function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration
 				takesUs,
 			};
 		},
-		reconnect: relay.reconnect,
+		reconnect: mesh.mend,
 		onFinding: registration.look,
 		clock,
 		random,

@@ -6,7 +6,7 @@ import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
-import {type OwnInbound, startOwnInbound} from './registration/index.ts';
+import {limitReconnects, type OwnInbound, startOwnInbound} from './registration/index.ts';
 import {type Relay, startRelay} from './relay/index.ts';
 import type {StatusServer} from './status/index.ts';
 import {version} from './version.ts';
@@ -36,6 +36,8 @@ export interface Mesh {
 	/** Of the certificate that is served; undefined before the first. */
 	readonly spiffeId: () => string | undefined;
 	readonly rotateNow: () => Promise<unknown>;
+	/** Opens a new stream because something is wrong with our entry; not without end. */
+	readonly mend: () => void;
 	/** The first one names our WorkloadEntry; the next stream is opened with them. */
 	addresses: readonly string[];
 	/** Why the next stream is to register nothing; undefined = it registers us. */
@@ -79,10 +81,11 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	status.add('identity', identity.status);
 	status.addCommand('rotate', rotateNow);
 
+	const mend = limitReconnects(() => relay.reconnect(), clock, logOf('registration'));
 	const inbound = await parts.start('inbound', async () =>
 		startOwnInbound({
 			address: () => mesh.addresses[0]!,
-			reconnect: () => relay.reconnect(),
+			reconnect: mend,
 			clock,
 			random,
 			log: logOf('registration'),
@@ -122,7 +125,15 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);
 	const spiffeId = () => current()?.spiffeId;
-	const mesh: Mesh = {relay, inbound, spiffeId, rotateNow, addresses: workload.addresses, withheld: () => undefined};
+	const mesh: Mesh = {
+		relay,
+		inbound,
+		spiffeId,
+		rotateNow,
+		mend,
+		addresses: workload.addresses,
+		withheld: () => undefined,
+	};
 	return mesh;
 }
 

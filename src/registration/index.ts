@@ -1,4 +1,5 @@
 export {startAddressWatch} from './address-watch.ts';
+export {limitReconnects} from './allowance.ts';
 export {startCopyCheck} from './copy-check.ts';
 export type {EntryFinding, EntryProblem} from './entry-finding.ts';
 export {keepMachine, lookAtMachine} from './machine.ts';
