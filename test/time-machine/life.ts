@@ -7,12 +7,12 @@ import {startWorld} from './world.ts';
 
 const hour = 3_600_000;
 const day = 24 * hour;
-/** Trials come at random, this far apart on average. */
-const betweenTrialsMs = 4 * hour;
 
 export interface LifeOptions {
 	readonly seed: number;
 	readonly days: number;
+	/** Between two events, on average; 4 unless given. */
+	readonly hoursBetween?: number;
 	/** C compiler. */
 	readonly compiler: string;
 	/** Told what happens, a line each. */
@@ -47,7 +47,7 @@ export interface Life {
 const bounds: Usage = {agentMiB: 160, envoyMiB: 200, agentFiles: 80, stateKiB: 6000, generations: 3};
 
 /** One life of a mesh, the same for the same seed as far as it is in our hands. */
-export async function live({seed, days, compiler, tell = () => {}}: LifeOptions): Promise<Life> {
+export async function live({seed, days, hoursBetween = 4, compiler, tell = () => {}}: LifeOptions): Promise<Life> {
 	const startedMs = performance.now();
 	const random = seededRandom(seed);
 	const ledger = new Ledger();
@@ -70,9 +70,10 @@ export async function live({seed, days, compiler, tell = () => {}}: LifeOptions)
 			for (const key of Object.keys(most) as (keyof Usage)[]) most[key] = Math.max(most[key], usage[key]);
 		}
 	};
-	/** A new root, and later the end of the old one, twice in a life. */
-	const roots = [1, 2, 3, 4].map(n => ({
-		atMs: (n * days * day) / 5,
+	/** A new root, and later the end of the old one, twice in a life, once in a short one. */
+	const rootChanges = days < 4 ? [1, 2] : [1, 2, 3, 4];
+	const roots = rootChanges.map(n => ({
+		atMs: (n * days * day) / (rootChanges.length + 1),
 		act: async () => {
 			say(n % 2 ? 'a new root' : 'the old root goes');
 			if (n % 2) {
@@ -102,7 +103,7 @@ export async function live({seed, days, compiler, tell = () => {}}: LifeOptions)
 				await trials[name]!(time, random);
 				tell(`  well after ${Math.round(performance.now() - fromMs)} ms`);
 				measure();
-				nextTrialMs = time.passedMs + 2 * betweenTrialsMs * random();
+				nextTrialMs = time.passedMs + 2 * hoursBetween * hour * random();
 			}
 			await time.advance(Math.min(hour, Math.max(nextTrialMs - time.passedMs, 60_000)));
 			const fresh = ledger.unexplained().slice(problems.length);

@@ -6,6 +6,7 @@ import {findCompiler} from './shifted-clock.ts';
 const usage = `A mesh lives for days within minutes: see test/time-machine/README.md.
   --seed N    what happens when; 1
   --days N    how long; 30
+  --hours N   between two events, on average; 4
   --seeds N   so many lives, with this seed and those that follow; 1
   --verbose   tell what happens`;
 
@@ -13,6 +14,7 @@ const {values} = parseArgs({
 	options: {
 		seed: {type: 'string', default: '1'},
 		days: {type: 'string', default: '30'},
+		hours: {type: 'string', default: '4'},
 		seeds: {type: 'string', default: '1'},
 		verbose: {type: 'boolean', default: false},
 		help: {type: 'boolean', default: false},
@@ -31,7 +33,7 @@ let failed = 0;
 for (let n = 0; n < Number(values.seeds); n++) {
 	const seed = Number(values.seed) + n;
 	const tell = values.verbose ? console.log : () => {};
-	const life = await live({seed, days: Number(values.days), compiler, tell});
+	const life = await live({seed, days: Number(values.days), hoursBetween: Number(values.hours), compiler, tell});
 	console.log(renderLife(life));
 	if (life.problems.length > 0) failed++;
 }

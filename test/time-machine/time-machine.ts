@@ -10,7 +10,7 @@ const second = 1000;
 const minute = 60 * second;
 
 /** Time passes in jumps of this length. */
-const strideMs = 15 * minute;
+const strideMs = 30 * minute;
 /** Real time between two jumps, for requests and whatever the jump has set off. */
 const breathMs = 20;
 /** Real time between two looks. */
@@ -24,8 +24,8 @@ const nudgeMs = second;
  * real time.
  */
 const nudgeEveryMs = {quick: 25, slow: 500};
-/** How often agents compare the wall clock with what is due; see `lifecycle/clock.ts`. */
-const wallCheckMs = 10 * second;
+/** Longer than the 10 s after which agents compare the wall clock with what is due, and istiod forgets who has left. */
+const lingerMs = 13 * second;
 /** All has to be well again within this, of its own time and of real time. */
 const patience = {ownMs: 10 * minute, realMs: 20 * second};
 
@@ -74,11 +74,13 @@ export class TimeMachine {
 		}
 	}
 
-	/** A few seconds one after the other: as long as it may take until somebody looks at a wall clock again. */
+	/** Some seconds one after the other: as long as it may take until somebody looks at a wall clock again. */
 	async linger(): Promise<void> {
-		for (let passedMs = 0; passedMs < wallCheckMs; passedMs += nudgeMs) {
+		for (let passedMs = 0; passedMs < lingerMs; passedMs += nudgeMs) {
 			this.#jump(nudgeMs);
-			await Promise.all(this.machines.map(machine => (machine.isAsleep ? undefined : machine.look())));
+			await Promise.all(
+				[this.world.controlPlane, ...this.machines.filter(({isAsleep}) => !isAsleep)].map(each => each.look()),
+			);
 			await wait(breathMs);
 		}
 	}

@@ -59,6 +59,7 @@ async function move(time: TimeMachine, random: () => number): Promise<void> {
 		await time.settle();
 		// The entry of the old address is kept for a while.
 		await time.linger();
+		await wait(300);
 	});
 }
 

@@ -7,7 +7,7 @@ import {freePorts} from '../../src/sandbox/local-workload.ts';
 import {buildAgent} from '../support/agent.ts';
 import {ensureEnvoy} from '../support/envoy.ts';
 import {type Load, type LoadResult, startLoad} from '../support/load.ts';
-import {findProcesses} from '../support/mesh.ts';
+import {findProcesses, until} from '../support/mesh.ts';
 import {ControlPlane} from './control-plane.ts';
 import type {Ledger} from './ledger.ts';
 import {Machine} from './machine.ts';
@@ -139,6 +139,8 @@ export async function startWorld(compiler: string, ledger: Ledger): Promise<Worl
 			await controlPlane.stop();
 			await Promise.all(apps.map(app => app.stop()));
 			for (const clock of Object.values(clocks)) clock.close();
+			// Killed, and not gone yet.
+			await until('all to be gone', () => findProcesses(directory).length === 0, 5000).catch(() => {});
 			const left = findProcesses(directory);
 			for (const {pid} of left) process.kill(pid, 'SIGKILL');
 			if (!isKept) await rm(directory, {recursive: true, force: true});
