@@ -1,10 +1,10 @@
-import {lstatSync} from 'node:fs';
-import {mkdir, realpath, rm} from 'node:fs/promises';
+import {existsSync, lstatSync, mkdirSync, realpathSync, statSync} from 'node:fs';
+import {rm} from 'node:fs/promises';
 import {dirname} from 'node:path';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/clock.ts';
-import {acquireLock} from '../lifecycle/lock.ts';
+import {acquireLock, lastLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
@@ -12,7 +12,7 @@ import {lookAtHost} from './host.ts';
 import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
-import {describeOlder, findOlder} from './older.ts';
+import {describeOlder, findOlder, readSockets} from './older.ts';
 import {refusePeers, removePeers} from './peers.ts';
 import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
@@ -25,6 +25,8 @@ export interface CaptureDeps {
 	readonly config: CaptureConfig;
 	readonly run: Run;
 	readonly clock: Clock;
+	/** Asked while the settings were still being read, for the first change of rules. */
+	readonly kernel?: Kernel;
 }
 
 export interface Prepared extends Selected {
@@ -115,8 +117,9 @@ export async function applyCapture(
 ): Promise<Applied> {
 	const {config, clock} = deps;
 	const deadlineMs = clock.monotonicMs() + config.waitMs;
-	for (;;) {
-		const outcome = await locked(config, () => tryToApply(deps, options));
+	const {kernel: _, ...later} = deps;
+	for (let looking: CaptureDeps = deps; ; looking = later) {
+		const outcome = await lockedLook(looking, kernel => tryToApply(deps, kernel, options));
 		if ('isChanged' in outcome) return outcome;
 		// Others may change the rules in the meantime, so all is looked at anew.
 		const waitMs = Math.max(deadlineMs - clock.monotonicMs(), 0);
@@ -130,7 +133,7 @@ interface Waiting {
 	readonly listeners: readonly Listener[];
 }
 
-async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<Applied | Waiting> {
+async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptions): Promise<Applied | Waiting> {
 	const {config, run} = deps;
 	const {isForced = false, isTakeOver = false, confirm, proxyUid, onlyIf} = options;
 	if (onlyIf && !(await onlyIf()))
@@ -138,7 +141,6 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 			hint: 'nothing was changed',
 		});
 	const places = placesIn(config.stateDir);
-	const kernel = new Kernel(run).ask();
 	// A trial is begun before the change, so it has to be known that the kernel takes it.
 	const [compared] = await Promise.all([
 		compareCapture(deps, kernel, confirm === undefined),
@@ -162,6 +164,8 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 			});
 		const trial = confirm?.isOnlyNew && (await isProved(config, plan)) ? undefined : confirm;
 		if (trial) await arm(deps, plan, live, trial.probes(host), trial);
+		// Read meanwhile, as the kernel takes its time for it.
+		const sockets = readSockets();
 		await loadPlan(deps, to);
 		if (isTakeOver) await removePeers(run, kernel);
 		if (trial) await writeJson(places.loaded, {});
@@ -170,7 +174,7 @@ async function tryToApply(deps: CaptureDeps, options: ApplyOptions): Promise<App
 		const unheard = listeners
 			.filter(({isAnswering}) => !isAnswering)
 			.map(({name}) => `nothing answers for ${name}: such connections are refused`);
-		const older = describeOlder(findOlder(plan, proxyPortsOf(config)), config.existingConnections);
+		const older = describeOlder(findOlder(plan, proxyPortsOf(config), await sockets), config.existingConnections);
 		return {...done, isChanged: true, isOnTrial: trial !== undefined, notes: [...plan.notes, ...unheard, ...older]};
 	};
 	if (compared.isSure) return change(compared);
@@ -285,17 +289,17 @@ export interface Removed {
  * @param isComplete - also under the policy `block`, which otherwise leaves rules that refuse
  */
 export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}): Promise<Removed> {
-	return lockedIfOwn(deps.config, async () => {
+	return lockedIfOwn(deps, async kernel => {
 		const {pending, applied, bypassed} = placesIn(deps.config.stateDir);
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
-			const prepared = await prepareCapture(deps, planBlock);
+			const prepared = await prepareCapture(deps, planBlock, deps.config.backend, kernel);
 			await loadPlan(deps, prepared);
 			return {backends: [prepared.backend.name], isBlocking: true};
 		}
 		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not
 		// either when this process dies half way.
 		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
-		return {backends: await removeAll(deps.run, new Kernel(deps.run).ask()), isBlocking: false};
+		return {backends: await removeAll(deps.run, kernel), isBlocking: false};
 	});
 }
 
@@ -370,7 +374,7 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
  * What is read back from here is loaded as rules by whoever has the right, so nobody else may have written it, nor be
  * able to put another directory in its place.
  */
-async function refuseForeign(stateDir: string): Promise<void> {
+function refuseForeign(stateDir: string): void {
 	const own = process.geteuid!();
 	const refuse = (fault: string) => {
 		throw new AgentError('capture.permission', `change capture: use ${stateDir}: ${fault}`, {
@@ -381,7 +385,7 @@ async function refuseForeign(stateDir: string): Promise<void> {
 	if (!found.isDirectory()) refuse('it is no directory of its own');
 	if (found.uid !== own) refuse(`it belongs to uid ${found.uid}, not ${own}`);
 	if (found.mode & 0o022) refuse('other users can write in it');
-	for (let path = await realpath(stateDir); path !== '/'; ) {
+	for (let path = realpathSync(stateDir); path !== '/'; ) {
 		path = dirname(path);
 		const {uid, mode} = lstatSync(path);
 		const isSticky = (mode & 0o1000) !== 0;
@@ -393,21 +397,41 @@ async function refuseForeign(stateDir: string): Promise<void> {
  * Whoever may take rules away can do so where another user has put them in: nothing is read back for it, and the
  * kernel takes each step whole.
  */
-async function lockedIfOwn<T>(config: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
-	const found = lstatSync(config.stateDir, {throwIfNoEntry: false});
-	return found && found.uid !== process.geteuid!() ? change() : locked(config, change);
+async function lockedIfOwn<T>(deps: CaptureDeps, change: (kernel: Kernel) => Promise<T>): Promise<T> {
+	const found = lstatSync(deps.config.stateDir, {throwIfNoEntry: false});
+	return found && found.uid !== process.geteuid!() ? change(new Kernel(deps.run).ask()) : lockedLook(deps, change);
 }
+
+/** Files have the time of the last tick of the kernel's clock, not more exactly. */
+const tickMs = 10;
+
+/** Looks before the lock is taken, which saves a wait, and once more if somebody else has had it since. */
+async function lockedLook<T>({config, run, kernel}: CaptureDeps, change: (kernel: Kernel) => Promise<T>): Promise<T> {
+	const looked = kernel && kernel.atMs > changedAtMs(config.stateDir) + tickMs ? kernel : new Kernel(run).ask();
+	const before = locksIn(config.stateDir);
+	return locked(config, () => change(locksIn(config.stateDir) === before + 1 ? looked : new Kernel(run).ask()));
+}
+
+/** When somebody has last taken or released the lock. */
+const changedAtMs = (stateDir: string): number => statSync(stateDir, {throwIfNoEntry: false})?.mtimeMs ?? 0;
+
+const lockIn = (stateDir: string): string => `${stateDir}/lock`;
+
+/** Grows by one each time. */
+const locksIn = (stateDir: string): number => (existsSync(stateDir) ? lastLock(lockIn(stateDir)) : 0);
 
 /** One change at a time on this machine. */
 async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
-	await mkdir(stateDir, {recursive: true, mode: 0o700}).catch((cause: unknown) => {
+	try {
+		mkdirSync(stateDir, {recursive: true, mode: 0o700});
+	} catch (cause) {
 		throw new AgentError('capture.permission', `make ${stateDir}: ${reasonOf(cause)}`, {
 			cause,
 			hint: 'run it as root, or set capture.state-dir; nothing was changed',
 		});
-	});
-	await refuseForeign(stateDir);
-	const lock = await acquireLock(`${stateDir}/lock`).catch((cause: unknown) => {
+	}
+	refuseForeign(stateDir);
+	const lock = await acquireLock(lockIn(stateDir)).catch((cause: unknown) => {
 		if (!(cause instanceof AgentError)) throw cause;
 		throw new AgentError('capture.busy', `change capture: ${cause.message}`, {
 			cause,

@@ -1,4 +1,4 @@
-import {readFile} from 'node:fs/promises';
+import {readFileSync} from 'node:fs';
 import {networkInterfaces} from 'node:os';
 import type {CaptureConfig} from '../config/index.ts';
 import {reasonOf, systemCode} from '../errors.ts';
@@ -24,7 +24,7 @@ export async function lookAtHost(
 		...config.outboundExcludeGroups,
 	];
 	const [users, groups, interfaces, resolvConf, ssh, isIpv6, cgroups] = await Promise.all([
-		findUsers(userNames, run),
+		findUsers(userNames, config.groups.length > 0, run),
 		findGroups(groupNames, run),
 		findInterfaces(kernel),
 		readOptional('/etc/resolv.conf'),
@@ -44,12 +44,13 @@ export async function lookAtHost(
 	};
 }
 
-async function findUsers(names: readonly string[], run: Run): Promise<HostFacts['users']> {
+/** @param hasGroups - the settings name groups, so that of a user who is only a number nothing needs to be found out */
+async function findUsers(names: readonly string[], hasGroups: boolean, run: Run): Promise<HostFacts['users']> {
 	const users: Record<string, {uid: number; gid: number | undefined}> = {};
 	for (const name of new Set(names)) {
-		const [, , uid, gid] = (await findEntry('passwd', name, run)) ?? [];
+		const [, , uid, gid] = (await findEntry('passwd', name, hasGroups && isNumber(name) ? undefined : run)) ?? [];
 		if (uid !== undefined) users[name] = {uid: Number(uid), gid: Number(gid)};
-		else if (/^\d+$/.test(name)) users[name] = {uid: Number(name), gid: undefined};
+		else if (isNumber(name)) users[name] = {uid: Number(name), gid: undefined};
 	}
 	return users;
 }
@@ -57,18 +58,26 @@ async function findUsers(names: readonly string[], run: Run): Promise<HostFacts[
 async function findGroups(names: readonly string[], run: Run): Promise<HostFacts['groups']> {
 	const groups: Record<string, number> = {};
 	for (const name of new Set(names)) {
-		const gid = /^\d+$/.test(name) ? name : (await findEntry('group', name, run))?.[2];
+		const gid = isNumber(name) ? name : (await findEntry('group', name, run))?.[2];
 		if (gid !== undefined) groups[name] = Number(gid);
 	}
 	return groups;
 }
 
+const isNumber = (name: string): boolean => /^\d+$/.test(name);
+
 /** By name or number, first in the file, then where the system looks (LDAP and its like). */
-async function findEntry(database: 'passwd' | 'group', name: string, run: Run): Promise<readonly string[] | undefined> {
-	const lines = (await readOptional(`/etc/${database}`)).split('\n').map(line => line.split(':'));
-	const entry = lines.find(fields => fields[0] === name || (/^\d+$/.test(name) && fields[2] === name));
+async function findEntry(
+	database: 'passwd' | 'group',
+	name: string,
+	run: Run | undefined,
+): Promise<readonly string[] | undefined> {
+	const lines = readOptional(`/etc/${database}`)
+		.split('\n')
+		.map(line => line.split(':'));
+	const entry = lines.find(fields => fields[0] === name || (isNumber(name) && fields[2] === name));
 	if (entry) return entry;
-	if (findProgram('getent') === undefined) return undefined;
+	if (!run || findProgram('getent') === undefined) return undefined;
 	const {code, stdout} = await run('getent', [database, name]);
 	return code === 0 && stdout.trim() !== '' ? stdout.trim().split('\n')[0]!.split(':') : undefined;
 }
@@ -122,9 +131,9 @@ async function findCgroups(units: readonly string[], run: Run): Promise<HostFact
 	return found;
 }
 
-async function readOptional(path: string): Promise<string> {
+function readOptional(path: string): string {
 	try {
-		return await readFile(path, 'utf8');
+		return readFileSync(path, 'utf8');
 	} catch (error) {
 		if (systemCode(error) === 'ENOENT') return '';
 		throw new Error(`read ${path}: ${reasonOf(error)}`, {cause: error});

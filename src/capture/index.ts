@@ -22,7 +22,8 @@ export {
 	rolledBack,
 } from './confirm.ts';
 export {guardChange} from './guardian.ts';
-export {describeOlder, findOlder} from './older.ts';
+export {Kernel} from './kernel.ts';
+export {describeOlder, findOlder, readSockets} from './older.ts';
 export {planBlock, planCapture} from './plan.ts';
 export {probesFor} from './probes.ts';
 export {runProgram} from './programs.ts';

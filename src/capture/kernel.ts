@@ -27,6 +27,8 @@ const none = new LiveTables(new Map());
  * nothing at the same time. Made anew after each change.
  */
 export class Kernel {
+	/** Wall clock, as files have it. */
+	readonly atMs = Date.now();
 	readonly #run: Run;
 	readonly #saves = new Map<string, Promise<LiveTables>>();
 	#rules: Promise<readonly NftObject[] | AgentError | undefined> | undefined;

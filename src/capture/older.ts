@@ -1,4 +1,4 @@
-import {readFileSync} from 'node:fs';
+import {readFile} from 'node:fs/promises';
 import {systemCode} from '../errors.ts';
 import {evaluate, type Packet} from './evaluate.ts';
 import type {Plan} from './rules.ts';
@@ -27,9 +27,13 @@ const listening = '0A';
  * Those of this moment, as the table of sockets tells, which costs no program and no right. A connection that was
  * redirected has its other half at Envoy, with the same far end.
  */
-export function findOlder(plan: Plan, proxyPorts: readonly number[]): readonly OlderConnections[] {
+export function findOlder(
+	plan: Plan,
+	proxyPorts: readonly number[],
+	tables: readonly string[],
+): readonly OlderConnections[] {
 	if (plan.kind === 'block') return [];
-	const sockets = ['tcp', 'tcp6'].flatMap(readSockets);
+	const sockets = tables.flatMap(parseSockets);
 	const own = new Set(sockets.filter(({state}) => state === listening).map(({localPort}) => localPort));
 	const open = sockets.filter(({state}) => state === established);
 	const exempt = new Set(
@@ -79,14 +83,20 @@ export function describeOlder(older: readonly OlderConnections[], what: 'leave' 
 	return rest > 0 ? [...named, `older than the rules: ${rest} connections more`] : named;
 }
 
-function readSockets(name: string): readonly (Socket & {readonly state: string})[] {
-	let text: string;
-	try {
-		text = readFileSync(`/proc/self/net/${name}`, 'latin1');
-	} catch (error) {
-		if (systemCode(error) === 'ENOENT') return [];
-		throw error;
-	}
+/** The table of TCP sockets, of both families. */
+export const readSockets = (): Promise<readonly string[]> =>
+	Promise.all(
+		['tcp', 'tcp6'].map(async name => {
+			try {
+				return await readFile(`/proc/self/net/${name}`, 'latin1');
+			} catch (error) {
+				if (systemCode(error) === 'ENOENT') return '';
+				throw error;
+			}
+		}),
+	);
+
+function parseSockets(text: string): readonly (Socket & {readonly state: string})[] {
 	return text
 		.split('\n')
 		.slice(1)

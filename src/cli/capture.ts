@@ -6,6 +6,7 @@ import {
 	describeOlder,
 	findOlder,
 	guardChange,
+	Kernel,
 	type Pending,
 	performStep,
 	placesIn,
@@ -16,6 +17,7 @@ import {
 	proxyPortsOf,
 	type Rollback,
 	readJson,
+	readSockets,
 	removeCapture,
 	renderText,
 	rolledBack,
@@ -25,15 +27,19 @@ import {
 	verifyCapture,
 	watchCapture,
 } from '../capture/index.ts';
+import type {Config} from '../config/index.ts';
 import {AgentError} from '../errors.ts';
 import {systemClock} from '../lifecycle/clock.ts';
 import type {Command, CommandGroup, Flags} from './index.ts';
-import {loadFrom} from './load.ts';
+
+/** Loaded late, so that the kernel can be asked before. */
+const readSettings = async (flags: Flags): Promise<Config> =>
+	(await (await import('./load.ts')).loadFrom(flags)).config;
 
 const say = (text: string): boolean => process.stdout.write(`${text}\n`);
 
 async function depsFrom(flags: Flags): Promise<CaptureDeps> {
-	const {config} = await loadFrom(flags);
+	const config = await readSettings(flags);
 	return {config: config.capture, run: runProgram, clock: systemClock};
 }
 
@@ -123,8 +129,10 @@ const apply: Command = {
 		{force, confirm, trial, 'confirm-by': confirmBy, 'take-over': takeOver, 'if-enabled': ifEnabled, ...flags},
 		signal,
 	) => {
-		const {config} = await loadFrom(flags);
-		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
+		// What the kernel has is told while the settings are read: either takes as long.
+		const kernel = new Kernel(runProgram).ask();
+		const config = await readSettings(flags);
+		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock, kernel};
 		if (ifEnabled === true && !config.capture.isEnabled) {
 			say('capture: switched off by the configuration; nothing was done');
 			return 0;
@@ -227,7 +235,7 @@ const watch: Command = {
 	hasSettings: true,
 	plain: {},
 	run: async (flags, signal) => {
-		const {config} = await loadFrom(flags);
+		const config = await readSettings(flags);
 		const deps: CaptureDeps = {config: config.capture, run: runProgram, clock: systemClock};
 		refuseIfDisabled(deps);
 		const {createLogger} = await import('../log.ts');
@@ -248,7 +256,7 @@ const status: Command = {
 		const places = placesIn(deps.config.stateDir);
 		const pending = await readJson<Pending>(places.pending);
 		const undone = await readJson<Rollback>(places.rollback);
-		const older = live ? findOlder(planned, proxyPortsOf(deps.config)) : [];
+		const older = live ? findOlder(planned, proxyPortsOf(deps.config), await readSockets()) : [];
 		const bypassed = await readJson<{readonly since: string}>(places.bypassed);
 		if (json) {
 			say(
@@ -284,7 +292,9 @@ const remove: Command = {
 	options: yargs =>
 		yargs.option('all', {type: 'boolean', description: 'Also the rules that capture.on-agent-down "block" leaves'}),
 	run: async ({all, ...flags}) => {
-		const {backends, isBlocking} = await removeCapture(await depsFrom(flags), {isComplete: all === true});
+		const kernel = new Kernel(runProgram).ask();
+		const deps: CaptureDeps = {...(await depsFrom(flags)), kernel};
+		const {backends, isBlocking} = await removeCapture(deps, {isComplete: all === true});
 		say(
 			isBlocking
 				? 'capture: removed; traffic that ought to be captured is refused (onramp capture remove --all ends that)'

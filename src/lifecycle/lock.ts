@@ -123,6 +123,9 @@ function render(holder: Holder): string {
 	return `${JSON.stringify(holder)}\n`;
 }
 
+/** Number of whoever has taken the lock last; 0 = nobody yet. It grows by one each time the lock is taken. */
+export const lastLock = (path: string): number => lockNumbers(path).at(-1) ?? 0;
+
 /** Ascending. */
 function lockNumbers(path: string): number[] {
 	const prefix = `${basename(path)}.`;
