@@ -14,6 +14,8 @@ export interface SnapshotStatus {
 	/** Wall-clock time of what is on disk, as far as this agent knows; undefined before it has saved or restored. */
 	readonly savedAt: Date | undefined;
 	readonly bytes: number;
+	/** Something has changed since; it is saved soon after Envoy has taken it. */
+	readonly isBehind: boolean;
 	/** Why nothing newer is saved, or what was there was not used. */
 	readonly problem: string | undefined;
 }
@@ -74,6 +76,7 @@ export class Snapshot {
 	#seal: Promise<Seal> | undefined;
 	#isDirty = false;
 	#working: Promise<void> | undefined;
+	#aside: Promise<void> | undefined;
 	#onSettled: (() => void) | undefined;
 	#savedAt: Date | undefined;
 	#bytes = 0;
@@ -85,7 +88,13 @@ export class Snapshot {
 	}
 
 	status(): SnapshotStatus {
-		return {dir: this.#deps.dir, savedAt: this.#savedAt, bytes: this.#bytes, problem: this.#problem};
+		return {
+			dir: this.#deps.dir,
+			savedAt: this.#savedAt,
+			bytes: this.#bytes,
+			isBehind: this.#working !== undefined,
+			problem: this.#problem,
+		};
 	}
 
 	/** Takes note of what the control plane has changed; it is saved once Envoy has taken it. */
@@ -131,7 +140,8 @@ export class Snapshot {
 		this.#savedAt = undefined;
 		this.#base = undefined;
 		this.#deps.log.error({dir: this.#deps.dir, reason: why}, 'saved configuration put aside');
-		await this.#moveAside();
+		this.#aside = this.#moveAside();
+		await this.#aside;
 	}
 
 	/** The last word, if it may be said now: what is left, and until when it held. */
@@ -139,6 +149,7 @@ export class Snapshot {
 		if (this.#base && this.#deps.isSettled()) this.#markDirty();
 		this.#stopping.abort();
 		this.#onSettled?.();
+		await this.#aside;
 		await this.#working;
 	}
 

@@ -162,7 +162,7 @@ export interface Parts {
 			readonly lastError?: {readonly code: string};
 		};
 		readonly rejections: readonly unknown[];
-		readonly snapshot: {readonly savedAt?: string; readonly problem?: string};
+		readonly snapshot: {readonly savedAt?: string; readonly isBehind: boolean; readonly problem?: string};
 		readonly servingSaved?: string;
 		readonly resources: Readonly<Record<string, number>>;
 	};
@@ -190,8 +190,11 @@ export const gateOf = ({gates}: StatusReport, name: string) => gates.find(gate =
 /** Connected, and registered by that very stream. */
 export const isConnected = (report: StatusReport): boolean => partsOf(report).relay.upstream.state === 'connected';
 
-/** The configuration is on disk. */
-export const isSaved = (report: StatusReport): boolean => partsOf(report).relay.snapshot.savedAt !== undefined;
+/** The configuration is on disk, all of it. */
+export const isSaved = (report: StatusReport): boolean => {
+	const {savedAt, isBehind} = partsOf(report).relay.snapshot;
+	return savedAt !== undefined && !isBehind;
+};
 
 /** Looks until something is there; what fails meanwhile is told when the time is over. */
 export async function until<T>(what: string, look: () => T | Promise<T>, deadlineMs = 20_000): Promise<NonNullable<T>> {
