@@ -52,7 +52,7 @@ export class TimeMachine {
 	/** End of the latest certificate of each. */
 	readonly #notAfter = new Map<string, number>();
 	/** Certificates whose end was mended by a token. */
-	readonly #unlocked = new Set<number>();
+	readonly #unlocked = new Set<string>();
 	#outOfLife: Window | undefined;
 
 	constructor(world: World, ledger: Ledger) {
@@ -194,8 +194,8 @@ export class TimeMachine {
 		const notAfter = this.#notAfter.get(name) ?? 0;
 		if (notAfter > clock.nowMs())
 			throw new Unrecovered(`${name} is locked out, and has a certificate until ${new Date(notAfter).toISOString()}`);
-		if (!this.#unlocked.has(notAfter)) {
-			this.#unlocked.add(notAfter);
+		if (!this.#unlocked.has(`${name} ${notAfter}`)) {
+			this.#unlocked.add(`${name} ${notAfter}`);
 			this.counts.tokens++;
 			await this.world.bringToken(machine);
 		}
