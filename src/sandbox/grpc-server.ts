@@ -170,6 +170,8 @@ export class GrpcServer {
 		const timers: NodeJS.Timeout[] = [];
 		if (maxConnectionAgeMs !== undefined) {
 			const expire = () => {
+				// Cut off a moment ago, for want of an answer.
+				if (session.destroyed) return;
 				session.goaway(http2.constants.NGHTTP2_NO_ERROR);
 				timers.push(setTimeout(() => session.destroy(), connectionGraceMs).unref());
 			};

@@ -71,7 +71,9 @@ export class ControlPlane {
 	async tell(name: string, ...input: readonly unknown[]): Promise<unknown> {
 		const id = ++this.#ids;
 		const answer = this.#answerTo(id);
-		this.#child.send({id, name, input} satisfies Order);
+		this.#child.send({id, name, input} satisfies Order, error => {
+			if (error) this.#waiting.get(id)?.({id, error: String(error)});
+		});
 		return answer;
 	}
 

@@ -114,8 +114,7 @@ export async function live({seed, days, hoursBetween = 4, compiler, tell = () =>
 		}
 		await time.untilWell();
 	} catch (error) {
-		if (!(error instanceof Unrecovered)) throw error;
-		problems.push(`not mended: ${error.message}`);
+		problems.push(`not mended: ${error instanceof Unrecovered ? error.message : String(error)}`);
 	} finally {
 		if (problems.length === 0) measure();
 	}
