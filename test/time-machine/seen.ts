@@ -21,6 +21,8 @@ export interface Seen {
 	};
 	readonly servingSaved: string | undefined;
 	readonly rejections: readonly unknown[];
+	/** Envoy has its stream to the agent. */
+	readonly isHeard: boolean;
 	/** Envoy is up, and has its stream to the agent. */
 	readonly hasEnvoy: boolean;
 }
@@ -37,5 +39,5 @@ export async function seeStatus(workload: LocalWorkload): Promise<Seen | undefin
 		sessions: number;
 	};
 	const hasEnvoy = sessions > 0 && report.gates.some(({name, open}) => name === 'proxy' && open);
-	return {report, identity, upstream, servingSaved, rejections, hasEnvoy};
+	return {report, identity, upstream, servingSaved, rejections, isHeard: sessions > 0, hasEnvoy};
 }

@@ -169,6 +169,7 @@ export class TimeMachine {
 			if (!seen) return `${name}: the agent does not answer`;
 			if (name === 'vm' && this.isVmLost) continue;
 			const {identity, upstream, report} = seen;
+			if (!seen.isHeard) return `${name}: Envoy has not come back to the agent`;
 			if (identity.state === 'locked-out' && isHere) return this.#bringToken(machine);
 			const dueMs = identity.nextRotationAt ? Date.parse(identity.nextRotationAt) : Number.POSITIVE_INFINITY;
 			if (this.away !== 'silent' && dueMs <= clock.nowMs()) return `${name}: the certificate is due`;

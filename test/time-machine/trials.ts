@@ -154,8 +154,12 @@ async function fillDisk(time: TimeMachine, random: () => number): Promise<void> 
 	// What could not be written is tried again after some minutes; an agent that came meanwhile looks with the next pair.
 	await vm.workload.command('rotate');
 	await time.advance(15 * minute);
-	const warnings = (await vm.look())?.identity.warnings ?? [];
-	if (warnings.length > 0) throw new Unrecovered(`the disk has room again: ${warnings.join('; ')}`);
+	for (let looks = 0; ; looks++) {
+		const warnings = (await vm.look())?.identity.warnings ?? [];
+		if (warnings.length === 0) return;
+		if (looks === 500) throw new Unrecovered(`the disk has room again: ${warnings.join('; ')}`);
+		await wait(10);
+	}
 }
 
 function fill(path: string): void {
