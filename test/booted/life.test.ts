@@ -45,7 +45,8 @@ async function lookAround({machine}: Vm): Promise<string> {
 		'cut -d: -f1 /etc/passwd /etc/group',
 		'systemctl list-units --all --plain --no-legend "onramp*" | cut -d" " -f1',
 		"find /etc /usr /var /run -xdev \\( -path '/run/systemd/*' -o -path '/var/lib/dpkg/*' -o -path '/var/lib/systemd/*' -o -path '/var/log/*' -o -path '/run/log/*' -o -path '/var/cache/*' -o -path '/run/user/*' -o -path '/var/tmp/systemd-private-*' -o -path '/run/agetty.reload' \\) -prune -o -print | grep -v '/etc/\\(passwd\\|group\\|shadow\\|gshadow\\)-$' | sort",
-		'ps -eo user:20,args | grep -c "[o]nramp" || true',
+		// Not the shell of this very script.
+		'ps -eo user:20,args | grep -E "^(onramp|[^ ]+ +/usr/(lib|bin)/onramp)" || true',
 	];
 	return machine.must(script.join('; echo --; '));
 }

@@ -49,6 +49,8 @@ test.serial(
 			const flags = [
 				...['--config', join(world.directory, 'onramp.yaml'), '--bundle', bundle, '--name', group, '--address', at],
 				...['--run-dir', join(directory, 'run'), '--state-dir', join(directory, 'state'), '--envoy', envoyPath],
+				// Root's: beside the agent's own directory its user could exchange it.
+				...['--capture-state-dir', join(world.directory, `${group}-capture`)],
 				...[
 					'--notify',
 					'false',
