@@ -1,6 +1,7 @@
+import {existsSync} from 'node:fs';
 import {rename, rm} from 'node:fs/promises';
 import {AgentError, reasonOf, systemCode} from '../errors.ts';
-import {type DurableFs, systemFs} from '../lifecycle/atomic-file.ts';
+import {type DurableFs, systemFs, temporaryPrefix} from '../lifecycle/atomic-file.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {typeUrl} from '../proto/types.ts';
@@ -115,6 +116,8 @@ export class Snapshot {
 	/** What was saved, if it is ours and whole; what is not is put aside, and `status()` says why. */
 	async restore(): Promise<Restored | undefined> {
 		try {
+			// The first start of a machine writes nothing for this.
+			if (!existsSync(`${this.#deps.dir}/base`)) return undefined;
 			const seal = await this.#openSeal();
 			const base = await this.#read('base', seal);
 			if (!base) return undefined;
@@ -327,6 +330,7 @@ export class Snapshot {
 		const {dir, machineId} = this.#deps;
 		const open = async () => {
 			await this.#fs.mkdir(dir, {mode: 0o700, recursive: true});
+			await this.#removeLeftovers();
 			return openSeal(dir, machineId ?? (await readMachineId()), this.#fs);
 		};
 		this.#seal ??= open().catch((error: unknown) => {
@@ -334,6 +338,13 @@ export class Snapshot {
 			throw error;
 		});
 		return this.#seal;
+	}
+
+	/** Of agents that were killed while they wrote; nobody else writes here. */
+	async #removeLeftovers(): Promise<void> {
+		const {dir} = this.#deps;
+		const left = (await this.#fs.readdir(dir)).filter(name => name.startsWith(temporaryPrefix));
+		for (const name of left) await this.#fs.rm(`${dir}/${name}`, {force: true});
 	}
 
 	async #moveAside(): Promise<void> {

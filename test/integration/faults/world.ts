@@ -166,8 +166,8 @@ export async function listFiles(directory: string): Promise<string[]> {
 		entries
 			.filter(entry => !entry.isDirectory())
 			.map(entry => join(entry.parentPath, entry.name).slice(directory.length + 1))
-			// Of Envoy and of the name server, in their own time.
-			.filter(path => !/^(?:log|dns)\//.test(path))
+			// Of Envoy, the name server and the relay, in their own time; marks of the machine.
+			.filter(path => !/^(?:log|dns|relay)\/|^machine\.json$|^\.onramp-tmp-/.test(path))
 			.map(path => path.replace(/^identity\/lock\.\d+$/, 'identity/lock'))
 			.sort()
 	);

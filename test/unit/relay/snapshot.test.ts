@@ -147,6 +147,7 @@ test('snapshot › an agent that boots without control plane serves what the las
 	const savedAt = await untilSaved(first);
 	await first.relay.stop();
 
+	await writeFile(join(dir, '.onramp-tmp-1-of-an-agent-that-was-killed'), 'half');
 	const {envoy, readiness, relay, reason} = await bootAlone(t, dir);
 	t.deepEqual(await take(envoy, cds, 1), asMap(small.clusters));
 	envoy.ask(eds, ['out|80']);
@@ -157,6 +158,7 @@ test('snapshot › an agent that boots without control plane serves what the las
 	t.true(readiness.isReady);
 	t.is(reason(), `as saved ${relay.status().servingSaved?.toISOString()}; connect to istiod: refused`);
 	t.true(relay.status().servingSaved!.getTime() >= savedAt.getTime());
+	t.deepEqual((await readdir(dir)).toSorted(), ['base', 'recent', 'seal.key']);
 	const {mode} = await stat(join(dir, 'base'));
 	t.is(mode & 0o777, 0o600);
 });
