@@ -251,11 +251,12 @@ export class Snapshot {
 	}
 
 	#everything(): Group[] {
-		const {cache, proxyConfig} = this.#deps;
+		const {cache, proxyConfig, isWanted} = this.#deps;
 		const groups: Group[] = [];
 		for (const [url, {resources}] of cache.types()) {
 			if (!restorable.has(url)) continue;
-			const kept = [...resources.values()].filter(({name}) => this.#isKept(url, name));
+			const refused = this.#deps.refusedNames(url);
+			const kept = [...resources.values()].filter(({name}) => isWanted(url, name) && !refused.has(name));
 			groups.push({url, resources: kept, removed: []});
 		}
 		const config = proxyConfig();
@@ -280,11 +281,6 @@ export class Snapshot {
 			groups.push({url, resources: kept, removed});
 		}
 		return groups;
-	}
-
-	#isKept(url: string, name: string): boolean {
-		const {isWanted, refusedNames} = this.#deps;
-		return isWanted(url, name) && !refusedNames(url).has(name);
 	}
 
 	*#refused(): Generator<{readonly url: string; readonly name: string}> {
@@ -374,16 +370,18 @@ function sizeOf(groups: readonly Group[]): number {
 /** In pieces, each an answer of its own. */
 function* encode(groups: readonly Group[]): Generator<Buffer> {
 	for (const {url, resources, removed} of groups) {
-		let [answer, bytes] = [startPiece(), 0];
-		for (const {name, any} of resources) {
-			answer.add(name, '', any);
-			bytes += any.length;
-			if (bytes < pieceBytes) continue;
-			yield answer.finish(url, '', []);
-			[answer, bytes] = [startPiece(), 0];
+		for (let at = 0; ; ) {
+			const from = at;
+			let [anyBytes, nameBytes] = [0, 0];
+			for (; at < resources.length && anyBytes < pieceBytes; at++) {
+				anyBytes += resources[at]!.any.length;
+				nameBytes += resources[at]!.name.length;
+			}
+			const answer = buildDelta({anyBytes, nameBytes, count: at - from});
+			for (const {name, any} of resources.slice(from, at)) answer.add(name, '', any);
+			const isLast = at === resources.length;
+			yield answer.finish(url, '', isLast ? removed : []);
+			if (isLast) break;
 		}
-		yield answer.finish(url, '', removed);
 	}
 }
-
-const startPiece = () => buildDelta({anyBytes: 0, count: 0, nameBytes: 0});
