@@ -121,6 +121,8 @@ export function startRelay(deps: RelayDeps): Relay {
 	let proxyConfig: Buffer | undefined;
 	let savedAt: Date | undefined;
 	let restoring: Promise<void> | undefined;
+	/** Whether any of the configuration has come from the control plane: nothing older is put over it. */
+	let hasHeard = false;
 	let deaths = 0;
 	let lastWord: Promise<void> | undefined;
 	const snapshot =
@@ -188,16 +190,18 @@ export function startRelay(deps: RelayDeps): Relay {
 	 */
 	function restoreSaved(): Promise<void> {
 		const {lastError} = upstream.status();
-		if (cache.isComplete || hasLeft || (lastError && saysNo(lastError.code))) return Promise.resolve();
-		restoring ??= restore().finally(() => {
-			restoring = done;
-		});
+		if (hasHeard || hasLeft || (lastError && saysNo(lastError.code))) return Promise.resolve();
+		restoring ??= restore()
+			.catch((err: unknown) => log.error({err}, 'saved configuration could not be taken in'))
+			.finally(() => {
+				restoring = done;
+			});
 		return restoring;
 	}
 
 	async function restore(): Promise<void> {
 		const saved = await snapshot?.restore();
-		if (!saved || cache.isComplete) return;
+		if (!saved) return;
 		const taken = new Map<string, Change>();
 		let savedProxyConfig: Buffer | undefined;
 		for (const {typeUrl: url, resources, removed} of saved.answers) {
@@ -237,6 +241,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			upstream.acknowledge(url, response.nonce);
 			return;
 		}
+		hasHeard = true;
 		const wasConfirmed = cache.isConfirmed;
 		const type = cache.type(url);
 		const change = await type.apply(response.resources, response.removed, isWhole);

@@ -122,7 +122,8 @@ export class Snapshot {
 			const base = await this.#read('base', seal);
 			if (!base) return undefined;
 			const recent = await this.#readRecent(base, seal);
-			this.#base = base;
+			// Not the file itself, which would stay in memory for good.
+			this.#base = {mac: base.mac, bytes: base.bytes};
 			this.#bytes = base.bytes + (recent?.bytes ?? 0);
 			this.#savedAt = new Date((recent ?? base).head.savedAt);
 			const answers = [...base.answers, ...(recent?.answers ?? [])];

@@ -1,6 +1,6 @@
 import {chmod, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
-import test from 'ava';
+import test, {type ExecutionContext} from 'ava';
 import {startTimeOf} from '../../../src/proxy/linux-process.ts';
 import {tinyAds} from './ads.ts';
 import {makeWorld, until, type World} from './world.ts';
@@ -13,14 +13,19 @@ async function replaceable(world: World, script: string): Promise<string> {
 	return path;
 }
 
-test('succession › a new Envoy that ends at once changes nothing, and says why', async t => {
+/** An Envoy that serves, started from such a path. */
+async function startReplaceable(t: ExecutionContext) {
 	const world = await makeWorld();
 	t.teardown(() => world.end());
 	await world.startXds();
 	const binaryPath = await replaceable(world, `exec ${world.config.binaryPath} "$@"`);
 	const proxy = await world.start({binaryPath});
 	await until('ready', () => world.readiness.isReady);
-	const {pid} = proxy.status();
+	return {world, proxy, pid: proxy.status().pid};
+}
+
+test('succession › a new Envoy that ends at once changes nothing, and says why', async t => {
+	const {world, proxy, pid} = await startReplaceable(t);
 	await replaceable(world, 'exit 7');
 	await t.throwsAsync(proxy.replace(), {code: 'proxy.replacement_failed', message: /it ended \(code 7\)/});
 	t.like(proxy.status(), {pid, state: 'running', restarts: 0});
@@ -58,13 +63,7 @@ test('succession › a new Envoy that gets no configuration is given up in time,
 });
 
 test('succession › an Envoy without an optional flag can replace one with it', async t => {
-	const world = await makeWorld();
-	t.teardown(() => world.end());
-	await world.startXds();
-	const binaryPath = await replaceable(world, `exec ${world.config.binaryPath} "$@"`);
-	const proxy = await world.start({binaryPath});
-	await until('ready', () => world.readiness.isReady);
-	const {pid} = proxy.status();
+	const {world, proxy, pid} = await startReplaceable(t);
 	const complaint = "--skip-deprecated-logs -- Couldn't find match for argument";
 	await replaceable(
 		world,

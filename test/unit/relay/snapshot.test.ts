@@ -254,6 +254,28 @@ test('snapshot › is left alone when the control plane answers in time, and is 
 	t.regex(silent.reason() ?? '', /^as saved .*; the control plane has not answered yet$/);
 });
 
+test('snapshot › a control plane that has begun to answer is not mixed with what was saved', async t => {
+	const dir = await temporaryDir(t);
+	await (await settled(t, dir, small)).relay.stop();
+	const agent = boot(t, dir);
+	agent.relay.begin();
+	const envoy = agent.connect();
+	envoy.ask(cds);
+	envoy.ask(lds);
+	const stream = await agent.upstream.stream(1);
+	await until('the requests', () => stream.of(lds).length > 0);
+	const newer = edsCluster('out|80', 'newer');
+	stream.send(cds, [newer]);
+	t.deepEqual(await take(envoy, cds, 1), asMap([newer]));
+	// The listeners are late.
+	await agent.clock.advance(5000);
+	t.is(agent.relay.status().servingSaved, undefined);
+	t.is(envoy.of(cds).length, 1, 'what is newer stays');
+	t.deepEqual(envoy.of(lds), []);
+	stream.send(lds, small.listeners);
+	t.deepEqual(await take(envoy, lds, 1), asMap(small.listeners));
+});
+
 test('snapshot › a control plane that says no is not overruled', async t => {
 	const dir = await temporaryDir(t);
 	await (await settled(t, dir, small)).relay.stop();
