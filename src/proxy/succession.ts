@@ -140,18 +140,21 @@ const pollMs = 500;
 
 /**
  * Lets the old Envoy finish: it asks its clients to close, stops to listen after the drain time, and is ended when its
- * last connection is gone or the ceiling is reached. The signal ends it at once.
+ * last connection is gone or the ceiling is reached. `signal` ends it at once; `left` leaves it to the next agent.
+ * @returns whether it has ended
  */
 export async function retireEnvoy(
 	process: EnvoyProcess,
 	admin: AdminClient,
 	{clock, log, drainMs, ceilingMs}: RetireDeps,
 	signal: AbortSignal,
-): Promise<void> {
+	left: AbortSignal,
+): Promise<boolean> {
 	const {pid} = process.identity;
+	const until = AbortSignal.any([signal, left]);
 	const startedMs = clock.monotonicMs();
 	const elapsedMs = () => clock.monotonicMs() - startedMs;
-	let left = 0;
+	let open = 0;
 	if (isWaitingReset()) {
 		log.warn(
 			'a connection that waits to be accepted when the replaced envoy closes its listeners may be reset; sysctl -w net.ipv4.tcp_migrate_req=1 hands it over',
@@ -160,17 +163,19 @@ export async function retireEnvoy(
 	try {
 		// Without `skip_exit` it closes its listeners in the end, so that all new connections are the successor's.
 		await admin.post('/drain_listeners?graceful');
-		await clock.sleep(drainMs, signal);
+		await clock.sleep(drainMs, until);
 		for (;;) {
-			left = await countWork(admin);
-			if (left === 0 || elapsedMs() > ceilingMs) break;
-			await clock.sleep(pollMs, signal);
+			open = await countWork(admin);
+			if (open === 0 || elapsedMs() > ceilingMs) break;
+			await clock.sleep(pollMs, until);
 		}
 	} catch (error) {
+		if (left.aborted) return false;
 		if (!signal.aborted) log.warn({pid, reason: reasonOf(error)}, 'the replaced envoy does not answer any more');
 	}
 	await endEnvoy(process, {clock, log, admin});
-	log.info({pid, afterMs: Math.round(elapsedMs()), cut: left}, 'the replaced envoy has ended');
+	log.info({pid, afterMs: Math.round(elapsedMs()), cut: open}, 'the replaced envoy has ended');
+	return true;
 }
 
 /** Whether the kernel could hand such a connection to the other Envoy (Linux 5.14), and may not. */

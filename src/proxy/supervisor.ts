@@ -46,6 +46,8 @@ export class Supervisor {
 	readonly #stopping = new AbortController();
 	/** After all is done: an adopted process has to be watched until its end. */
 	readonly #leaving = new AbortController();
+	/** Ends the one that was replaced, whatever connections it still has. */
+	readonly #cutting = new AbortController();
 	readonly #backoff: Backoff;
 	readonly #countRestart: () => void;
 	readonly #envoyLog: EnvoyLog;
@@ -175,6 +177,7 @@ export class Supervisor {
 		const {signal} = this.#stopping;
 		const refuse = (why: string) => new AgentError('proxy.replacement_failed', `replace envoy: ${why}`);
 		await this.#retiring?.done;
+		signal.throwIfAborted();
 		const old = this.#process;
 		if (!old || this.#isDraining) throw refuse('there is none that serves');
 		const [from, to] = [this.#slot, this.#slots.find(slot => slot !== this.#slot)!];
@@ -210,7 +213,10 @@ export class Supervisor {
 	#retire(process: EnvoyProcess, slot: Slot): void {
 		const {config, clock, log} = this.#deps;
 		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
-		const done = retireEnvoy(process, slot.admin, deps, this.#stopping.signal).then(() => {
+		const {signal: cut} = this.#cutting;
+		const {signal: left} = this.#leaving;
+		const done = retireEnvoy(process, slot.admin, deps, cut, left).then(isEnded => {
+			if (!isEnded) return;
 			rmSync(slot.config.adminSocketPath, {force: true});
 			this.#retiring = undefined;
 			this.#saveRecord({retiring: undefined});
@@ -242,8 +248,11 @@ export class Supervisor {
 		this.#stopping.abort();
 		// It may be spawning at this moment; what it spawns is ended below.
 		await this.#running?.catch(() => {});
+		// A replacement waits for the one before it.
+		if (isLeft) this.#leaving.abort();
+		else this.#cutting.abort();
 		await this.#replacing?.catch(() => {});
-		if (this.#retiring && !isLeft) await this.#retiring.done;
+		if (!isLeft) await this.#retiring?.done;
 		if (!isLeft && this.#process) {
 			await endEnvoy(this.#process, {...this.#deps, admin: this.admin});
 			// Envoy leaves it behind, and the next start would ask there who is at home.

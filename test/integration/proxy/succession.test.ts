@@ -73,3 +73,22 @@ test('succession › an Envoy without an optional flag can replace one with it',
 	t.not(proxy.status().pid, pid);
 	t.is(proxy.status().restarts, 0);
 });
+
+test('succession › an agent told to leave Envoy leaves the replaced one too, and the next agent sees it out', async t => {
+	const world = await makeWorld({onStop: 'leave', drainMs: 20_000});
+	t.teardown(() => world.end());
+	await world.startXds();
+	const proxy = await world.start();
+	await until('ready', () => world.readiness.isReady);
+	const old = proxy.status().pid!;
+	await proxy.replace();
+	const pid = proxy.status().pid!;
+	await proxy.stop();
+	t.not(startTimeOf(old), undefined);
+	t.not(startTimeOf(pid), undefined);
+	const next = await world.start({onStop: 'stop'});
+	t.like(next.status(), {pid, adopted: true, retiring: old});
+	await next.stop();
+	t.is(startTimeOf(old), undefined);
+	t.is(startTimeOf(pid), undefined);
+});
