@@ -1,12 +1,9 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {AgentError} from '../../../src/errors.ts';
-import {Metrics, Readiness} from '../../../src/lifecycle/index.ts';
-import {silentLogger} from '../../../src/log.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
-import {startRelay} from '../../../src/relay/index.ts';
-import {anyOf, FakeEnvoy, FakeUpstream, settle} from '../../support/fake-ads.ts';
-import {FakeClock} from '../../support/fake-clock.ts';
+import {anyOf, type FakeEnvoy, settle} from '../../support/fake-ads.ts';
+import {setUpRelay} from '../../support/relay.ts';
 
 const {cluster: cds, route: rds} = typeUrl;
 
@@ -98,32 +95,7 @@ class HoldingEnvoy {
 test('relay › leaves Envoy with what the control plane has, in whatever order things happen', async t => {
 	await fc.assert(
 		fc.asyncProperty(fc.array(step, {maxLength: 25}), async steps => {
-			const upstream = new FakeUpstream();
-			const clock = new FakeClock();
-			const relay = startRelay({
-				config: {
-					protocol: 'delta',
-					isNameTableWanted: false,
-					isProxyConfigWanted: false,
-					removeUnknownExtensions: 'never',
-					socketPath: '',
-					snapshotDir: undefined,
-				},
-				openAdsStream: upstream.open,
-				backoff: {baseMs: 1000, maxMs: 60_000},
-				node: () => Buffer.from([0x0a, 1, 0x78]),
-				owner: 'vm',
-				gate: new Readiness(['configuration']).gate('configuration'),
-				clock,
-				random: () => 0.5,
-				log: silentLogger,
-				metrics: new Metrics(),
-			});
-			const connect = () => {
-				const fake = new FakeEnvoy();
-				(relay.service.implementation['DeltaAggregatedResources'] as (call: unknown) => void)(fake.call);
-				return fake;
-			};
+			const {upstream, clock, relay, connect} = setUpRelay();
 			const truth = new Map<string, State>([
 				[cds, new Map()],
 				[rds, new Map()],

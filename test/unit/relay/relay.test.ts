@@ -1,70 +1,15 @@
 import test from 'ava';
 import {AgentError} from '../../../src/errors.ts';
-import {Metrics, Readiness} from '../../../src/lifecycle/index.ts';
-import {silentLogger} from '../../../src/log.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
 import {FieldWriter} from '../../../src/proto/wire.ts';
 import {versionOf} from '../../../src/relay/cache.ts';
-import {type RelayDeps, startRelay} from '../../../src/relay/index.ts';
-import {anyOf, contentOf, FakeEnvoy, FakeUpstream, settle, until} from '../../support/fake-ads.ts';
-import {FakeClock} from '../../support/fake-clock.ts';
+import {anyOf, contentOf, settle, until} from '../../support/fake-ads.ts';
+import {edsCluster, relayConfig, resource, setUpRelay} from '../../support/relay.ts';
 
 const {cluster: cds, endpoint: eds, listener: lds, nameTable: nds, route: rds} = typeUrl;
 
-/** An EDS cluster: name 1, type 2 = EDS, eds_cluster_config 3. */
-function edsCluster(name: string, content: string): readonly [string, Buffer] {
-	const body = new FieldWriter()
-		.string(1, name)
-		.uint(2, 3)
-		.message(3, config => config.string(2, name))
-		.string(28, content)
-		.finish();
-	return [name, new FieldWriter().string(1, cds).bytes(2, body).finish()];
-}
-
-const resource = (url: string, name: string, content = name): readonly [string, Buffer] => [
-	name,
-	anyOf(url, name, content),
-];
-
-function setUp(change: Partial<RelayDeps> = {}) {
-	const upstream = new FakeUpstream();
-	const clock = new FakeClock();
-	const readiness = new Readiness(['configuration']);
-	const relay = startRelay({
-		config: {
-			protocol: 'delta',
-			isNameTableWanted: false,
-			isProxyConfigWanted: false,
-			removeUnknownExtensions: 'never',
-			socketPath: '',
-			snapshotDir: undefined,
-		},
-		openAdsStream: upstream.open,
-		backoff: {baseMs: 1000, maxMs: 60_000},
-		node: () => Buffer.from([0x0a, 1, 0x78]),
-		owner: 'vm',
-		gate: readiness.gate('configuration'),
-		clock,
-		random: () => 0.5,
-		log: silentLogger,
-		metrics: new Metrics(),
-		...change,
-	});
-	const connect = (protocol: 'delta' | 'sotw' = 'delta') => {
-		const envoy = new FakeEnvoy(protocol);
-		const {DeltaAggregatedResources, StreamAggregatedResources} = relay.service.implementation as Record<
-			string,
-			(call: unknown) => void
-		>;
-		(protocol === 'delta' ? DeltaAggregatedResources! : StreamAggregatedResources!)(envoy.call);
-		return envoy;
-	};
-	return {upstream, clock, readiness, relay, connect};
-}
-
 test('relay › asks for clusters and listeners before any Envoy is there, naming the node once', async t => {
-	const {relay, upstream} = setUp();
+	const {relay, upstream} = setUpRelay();
 	relay.begin();
 	const stream = await upstream.stream(1);
 	await until('both requests', () => stream.requests.length === 2);
@@ -79,7 +24,7 @@ test('relay › asks for clusters and listeners before any Envoy is there, namin
 });
 
 test('relay › passes resources on byte for byte and acknowledges only what Envoy has taken', async t => {
-	const {upstream, connect, relay, readiness} = setUp();
+	const {upstream, connect, relay, readiness} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -103,7 +48,7 @@ test('relay › passes resources on byte for byte and acknowledges only what Env
 });
 
 test('relay › carries Envoy’s refusal to the control plane, with its words, and shows it in status', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(lds);
 	const stream = await upstream.stream(1);
@@ -118,7 +63,7 @@ test('relay › carries Envoy’s refusal to the control plane, with its words, 
 });
 
 test('relay › says again what Envoy has refused when the control plane sends it again, without asking Envoy again', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -152,7 +97,7 @@ const mended: Record<string, [resources: (readonly [string, Buffer])[], removed:
 };
 for (const [how, mend] of Object.entries(mended)) {
 	test(`relay › forgets a refusal when ${how}`, async t => {
-		const {upstream, connect, relay} = setUp();
+		const {upstream, connect, relay} = setUpRelay();
 		const envoy = connect();
 		envoy.ask(cds);
 		const stream = await upstream.stream(1);
@@ -170,7 +115,7 @@ for (const [how, mend] of Object.entries(mended)) {
 }
 
 test('relay › forgets the refusals of an Envoy that is gone', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -197,7 +142,7 @@ test('relay › names Wasm filters whose code is not here', async t => {
 	};
 	const remote = (uri: string) => (source: FieldWriter) =>
 		void source.message(2, data => data.message(1, http => http.string(1, uri).string(2, '_')));
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(typeUrl.extensionConfig, ['registry', 'web', 'file', 'other', 'broken']);
 	const stream = await upstream.stream(1);
@@ -222,7 +167,7 @@ test('relay › names Wasm filters whose code is not here', async t => {
 });
 
 test('relay › takes a large push in many turns, so that all else goes on meanwhile', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -261,7 +206,7 @@ test('relay › takes a large push in many turns, so that all else goes on meanw
 });
 
 test('relay › answers for Envoy when nothing has changed for it', async t => {
-	const {upstream, connect, relay, clock} = setUp();
+	const {upstream, connect, relay, clock} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const first = await upstream.stream(1);
@@ -278,7 +223,7 @@ test('relay › answers for Envoy when nothing has changed for it', async t => {
 });
 
 test('relay › removes what the control plane no longer has after a reconnect', async t => {
-	const {upstream, connect, relay, clock} = setUp();
+	const {upstream, connect, relay, clock} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const first = await upstream.stream(1);
@@ -295,7 +240,7 @@ test('relay › removes what the control plane no longer has after a reconnect',
 });
 
 test('relay › says nothing to an Envoy that outlived the agent until it knows everything, and then only the difference', async t => {
-	const before = setUp();
+	const before = setUpRelay();
 	const old = before.connect();
 	old.ask(cds);
 	(await before.upstream.stream(1)).send(cds, [
@@ -308,7 +253,7 @@ test('relay › says nothing to an Envoy that outlived the agent until it knows 
 	// The versions an Envoy would come back with; read from the wire, since they are not shown elsewhere.
 	const versions = versionsSent(['kept', 'changed', 'dropped']);
 
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds, [], versions);
 	await settle();
@@ -329,7 +274,7 @@ const versionsSent = (names: readonly string[]): Record<string, string> =>
 	Object.fromEntries(names.map(name => [name, versionOf(anyOf(cds, name, name), '')]));
 
 test('relay › does not take endpoints from a returning Envoy that it has not fetched yet', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds, [], {c: 'v'});
 	envoy.ask(eds, ['c'], {c: 'old'});
@@ -345,7 +290,7 @@ test('relay › does not take endpoints from a returning Envoy that it has not f
 });
 
 test('relay › asks for endpoints as soon as their cluster is known, and drops them with it', async t => {
-	const {upstream, relay} = setUp();
+	const {upstream, relay} = setUpRelay();
 	relay.begin();
 	const stream = await upstream.stream(1);
 	stream.send(cds, [edsCluster('a', '1'), edsCluster('b', '1'), resource(cds, 'static')]);
@@ -360,7 +305,7 @@ test('relay › asks for endpoints as soon as their cluster is known, and drops 
 });
 
 test('relay › resends the endpoints of a changed cluster, so that it does not warm for 15 seconds', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -377,7 +322,7 @@ test('relay › resends the endpoints of a changed cluster, so that it does not 
 });
 
 test('relay › resends the endpoints after the changed cluster, also when it changed before Envoy took the first', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -397,7 +342,7 @@ test('relay › resends the endpoints after the changed cluster, also when it ch
 });
 
 test('relay › resends the endpoints of a cluster that changed while its Envoy was away', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	relay.begin();
 	const stream = await upstream.stream(1);
 	stream.send(cds, [edsCluster('c', '1')]);
@@ -414,7 +359,7 @@ test('relay › resends the endpoints of a cluster that changed while its Envoy 
 });
 
 test('relay › has one answer of a type under way at a time and sends later changes together', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -434,7 +379,7 @@ test('relay › has one answer of a type under way at a time and sends later cha
 });
 
 test('relay › sends listeners after the clusters they may name', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	envoy.ask(lds);
@@ -455,7 +400,7 @@ test('relay › sends listeners after the clusters they may name', async t => {
 });
 
 test('relay › ignores an acknowledgement of an older answer', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -468,7 +413,7 @@ test('relay › ignores an acknowledgement of an older answer', async t => {
 });
 
 test('relay › answers an Envoy that has nothing to be told, since it waits for the first answer', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	envoy.ask(lds);
@@ -481,7 +426,7 @@ test('relay › answers an Envoy that has nothing to be told, since it waits for
 });
 
 test('relay › speaks state of the world to an Envoy that does, clusters always whole', async t => {
-	const {upstream, connect, relay} = setUp();
+	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect('sotw');
 	envoy.ask(cds);
 	const stream = await upstream.stream(1);
@@ -498,7 +443,7 @@ test('relay › speaks state of the world to an Envoy that does, clusters always
 });
 
 test('relay › falls back to state of the world when the control plane has no delta', async t => {
-	const {upstream, relay, clock} = setUp();
+	const {upstream, relay, clock} = setUpRelay();
 	upstream.refuse = protocol =>
 		protocol === 'delta' ? new AgentError('control_plane.unsupported', 'no delta here') : undefined;
 	relay.begin();
@@ -513,7 +458,7 @@ test('relay › falls back to state of the world when the control plane has no d
 });
 
 test('relay › keeps Envoy’s own subscriptions over a reconnect and never repeats one that is known', async t => {
-	const {upstream, connect, relay, clock} = setUp();
+	const {upstream, connect, relay, clock} = setUpRelay();
 	const envoy = connect();
 	envoy.ask(cds);
 	envoy.ask(rds, ['80', '443']);
@@ -532,15 +477,8 @@ test('relay › keeps Envoy’s own subscriptions over a reconnect and never rep
 
 test('relay › takes in the name table itself and refuses one it cannot read', async t => {
 	const tables: Buffer[] = [];
-	const config = {
-		protocol: 'delta',
-		isNameTableWanted: true,
-		isProxyConfigWanted: false,
-		removeUnknownExtensions: 'never',
-		socketPath: '',
-		snapshotDir: undefined,
-	} as const;
-	const {upstream, relay} = setUp({
+	const config = {...relayConfig, isNameTableWanted: true};
+	const {upstream, relay} = setUpRelay({
 		config,
 		onNameTable: table => {
 			if (table.includes('bad')) throw new Error('not a table');
@@ -558,7 +496,7 @@ test('relay › takes in the name table itself and refuses one it cannot read', 
 });
 
 test('relay › sends the health report after the listeners are asked for, and again on each new stream', async t => {
-	const {upstream, relay, clock} = setUp();
+	const {upstream, relay, clock} = setUpRelay();
 	relay.setHealth({isHealthy: false, message: 'port closed'});
 	relay.begin();
 	const first = await upstream.stream(1);
@@ -575,7 +513,7 @@ test('relay › sends the health report after the listeners are asked for, and a
 });
 
 test('relay › leaves the mesh when no Envoy is there for ten seconds and returns with one', async t => {
-	const {upstream, connect, relay, clock} = setUp();
+	const {upstream, connect, relay, clock} = setUpRelay();
 	relay.begin();
 	const first = await upstream.stream(1);
 	await clock.advance(10_000);
@@ -589,7 +527,7 @@ test('relay › leaves the mesh when no Envoy is there for ten seconds and retur
 });
 
 test('relay › tries for ever with growing waits, and at once when told that something has changed', async t => {
-	const {upstream, relay, clock} = setUp();
+	const {upstream, relay, clock} = setUpRelay();
 	upstream.refuse = () => new AgentError('control_plane.unauthenticated', 'who are you', {hint: 'bring a token'});
 	relay.begin();
 	await until('the first refusal', () => relay.status().upstream.state === 'waiting');
@@ -606,7 +544,7 @@ test('relay › tries for ever with growing waits, and at once when told that so
 });
 
 test('relay › gives up on a control plane that takes the stream and says nothing', async t => {
-	const {upstream, relay, clock} = setUp();
+	const {upstream, relay, clock} = setUpRelay();
 	relay.begin();
 	await upstream.stream(1);
 	await until('the request', () => upstream.streams[0]!.requests.length > 0);

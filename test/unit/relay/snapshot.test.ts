@@ -3,30 +3,16 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import {AgentError} from '../../../src/errors.ts';
-import {Metrics, Readiness} from '../../../src/lifecycle/index.ts';
-import {silentLogger} from '../../../src/log.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
 import {FieldWriter} from '../../../src/proto/wire.ts';
 import {versionOf} from '../../../src/relay/cache.ts';
-import {type RelayDeps, startRelay} from '../../../src/relay/index.ts';
-import {anyOf, FakeEnvoy, FakeUpstream, type FakeUpstreamStream, settle, until} from '../../support/fake-ads.ts';
-import {FakeClock} from '../../support/fake-clock.ts';
+import type {RelayDeps} from '../../../src/relay/index.ts';
+import {type FakeEnvoy, type FakeUpstreamStream, settle, until} from '../../support/fake-ads.ts';
+import {edsCluster, type Resource, relayConfig, resource, setUpRelay} from '../../support/relay.ts';
 
 const {cluster: cds, endpoint: eds, listener: lds, route: rds, proxyConfig: pcds} = typeUrl;
 
-type Resource = readonly [string, Buffer];
-
-function edsCluster(name: string, content = name): Resource {
-	const body = new FieldWriter()
-		.string(1, name)
-		.uint(2, 3)
-		.message(3, config => config.string(2, name))
-		.string(28, content)
-		.finish();
-	return [name, new FieldWriter().string(1, cds).bytes(2, body).finish()];
-}
-
-const resource = (url: string, name: string, content = name): Resource => [name, anyOf(url, name, content)];
+const owner = 'vm as cluster.local/ns/apps/sa/vm in Kubernetes';
 
 const away = () => new AgentError('control_plane.unreachable', 'connect to istiod: refused');
 
@@ -38,37 +24,9 @@ async function temporaryDir(t: ExecutionContext): Promise<string> {
 
 /** An agent's relay on a state directory. */
 function boot(t: ExecutionContext, dir: string, change: Partial<RelayDeps> = {}) {
-	const upstream = new FakeUpstream();
-	const clock = new FakeClock();
-	const readiness = new Readiness(['configuration']);
-	const relay = startRelay({
-		config: {
-			protocol: 'delta',
-			isNameTableWanted: false,
-			isProxyConfigWanted: true,
-			removeUnknownExtensions: 'never',
-			socketPath: '',
-			snapshotDir: dir,
-		},
-		openAdsStream: upstream.open,
-		backoff: {baseMs: 1000, maxMs: 60_000},
-		node: () => Buffer.from([0x0a, 1, 0x78]),
-		owner: 'vm as cluster.local/ns/apps/sa/vm in Kubernetes',
-		gate: readiness.gate('configuration'),
-		clock,
-		random: () => 0.5,
-		log: silentLogger,
-		metrics: new Metrics(),
-		...change,
-	});
-	t.teardown(() => relay.stop());
-	const connect = () => {
-		const envoy = new FakeEnvoy();
-		(relay.service.implementation as Record<string, (call: unknown) => void>)['DeltaAggregatedResources']!(envoy.call);
-		return envoy;
-	};
-	const reason = () => readiness.states()[0]?.reason;
-	return {upstream, clock, readiness, relay, connect, reason};
+	const agent = setUpRelay({config: {...relayConfig, isProxyConfigWanted: true, snapshotDir: dir}, owner, ...change});
+	t.teardown(() => agent.relay.stop());
+	return {...agent, reason: () => agent.readiness.states()[0]?.reason};
 }
 
 type Agent = ReturnType<typeof boot>;
