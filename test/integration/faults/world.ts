@@ -148,10 +148,14 @@ export async function untilClosed(workload: LocalWorkload, name: string, reason:
 
 /** What somebody should look at, one string a line of the log. */
 export function complaints(workload: LocalWorkload): string[] {
-	return workload
-		.log()
-		.split('\n')
-		.filter(line => /^\S+Z (?:warn|error) /.test(line));
+	return (
+		workload
+			.log()
+			.split('\n')
+			.filter(line => /^\S+Z (?:warn|error) /.test(line))
+			// True of every workload here, whose resolv.conf leads nowhere: said once its first probe has timed out.
+			.filter(line => !line.includes(' dns: dns server does not answer server=127.0.0.1 '))
+	);
 }
 
 /** What was written beside the log: how the agent failed, as a person sees it. */
