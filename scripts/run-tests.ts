@@ -1,71 +1,91 @@
 // Runs format, lint, types, unit, booted and integration tests and adds up their counts. Called by scripts/test.
 import {spawn} from 'node:child_process';
-import {createInterface} from 'node:readline';
+import {globSync} from 'node:fs';
+import {basename} from 'node:path';
 
-interface Step {
+interface Part {
 	readonly name: string;
 	readonly command: readonly string[];
-	/** Counts TAP lines; without, the step as a whole is one test. */
+	/** Counts TAP lines; without, the part as a whole is one test. */
 	readonly isTap: boolean;
-	/** Runs while the next ones do. */
-	readonly isBeside?: boolean;
 }
 
-const steps: readonly Step[] = [
+interface Result {
+	readonly passed: number;
+	readonly failed: number;
+	readonly seconds: number;
+	/** Of what failed, and why others were skipped. */
+	readonly output: readonly string[];
+}
+
+const ava = ['ava', '--tap'];
+const serially = [...ava, '--serial', '--concurrency=1', '--timeout=180s'];
+
+const first: readonly Part[] = [
 	{name: 'format and lint', command: ['biome', 'ci', '--reporter=summary'], isTap: false},
 	{name: 'types', command: ['tsc'], isTap: false},
-	{name: 'unit', command: ['ava', '--tap', 'test/unit/**/*.test.ts'], isTap: true},
-	{
-		name: 'booted machines',
-		command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/booted/**/*.test.ts'],
-		isTap: true,
-		isBeside: true,
-	},
-	{
-		name: 'integration',
-		command: ['ava', '--tap', '--serial', '--concurrency=1', '--timeout=180s', 'test/integration/**/*.test.ts'],
-		isTap: true,
-	},
+	{name: 'unit', command: [...ava, 'test/unit/**/*.test.ts'], isTap: true},
 ];
+/** One machine after another, each with its whole system. */
+const booted: Part = {name: 'booted machines', command: [...serially, 'test/booted/**/*.test.ts'], isTap: true};
+const integration = globSync('test/integration/**/*.test.ts')
+	.sort()
+	.map(
+		(path): Part => ({name: path.slice('test/'.length, -'.test.ts'.length), command: [...serially, path], isTap: true}),
+	);
+/** Worth starting early, so that none of them is left for the end alone. */
+const longest: ReadonlySet<string> = new Set([
+	'time-machine',
+	'agent',
+	'hosts',
+	'property',
+	'replace',
+	'life',
+	'flood',
+]);
+const isLong = ({name}: Part): boolean => longest.has(basename(name));
 
 let passed = 0;
 let failed = 0;
-let beside: Promise<void> | undefined;
-for (const step of steps) {
-	// Mostly waiting, on machines and in a network of its own: it need not wait for the others.
-	if (step.isBeside) beside = take(step);
-	else await take(step);
-}
-await beside;
+for (const part of first) await take(part);
+// They wait more than they work, on processes and kernels: two at a time keep two cores busy, more would be late.
+const queue = [booted, ...integration.filter(isLong), ...integration.filter(part => !isLong(part))];
+await Promise.all([drain(), drain()]);
 console.log(`${passed} passed, ${failed} failed`);
 process.exit(failed === 0 && passed > 0 ? 0 : 1);
 
-async function take(step: Step): Promise<void> {
-	const startedMs = performance.now();
-	console.log(`── ${step.name}`);
-	const result = await run(step);
-	passed += result.passed;
-	failed += result.failed;
-	const seconds = ((performance.now() - startedMs) / 1000).toFixed(1);
-	console.log(`── ${step.name}: ${result.passed} passed, ${result.failed} failed in ${seconds} s`);
+async function drain(): Promise<void> {
+	for (let part = queue.shift(); part; part = queue.shift()) await take(part);
 }
 
-async function run({command, isTap}: Step): Promise<{readonly passed: number; readonly failed: number}> {
+async function take(part: Part): Promise<void> {
+	const result = await run(part);
+	passed += result.passed;
+	failed += result.failed;
+	for (const line of result.output) console.log(line);
+	const outcome = `${result.passed} passed, ${result.failed} failed`;
+	console.log(`── ${part.name}: ${outcome} in ${result.seconds.toFixed(1)} s`);
+}
+
+async function run({command, isTap}: Part): Promise<Result> {
 	const [file, ...args] = command as [string, ...string[]];
-	const child = spawn(file, args, {stdio: ['ignore', 'pipe', 'inherit']});
-	const lines = createInterface({input: child.stdout});
-	const tally = {passed: 0, failed: 0};
-	lines.on('line', line => {
-		if (!isTap) console.log(line);
-		else if (/^ok \d+/.test(line)) tally.passed++;
-		else if (/^not ok \d+/.test(line)) {
-			tally.failed++;
-			console.log(line);
-		} else if (!/^(TAP version|1\.\.\d+|# )/.test(line)) console.log(line);
+	const startedMs = performance.now();
+	const child = spawn(file, args, {stdio: ['ignore', 'pipe', 'pipe']});
+	const said: Buffer[] = [];
+	for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => said.push(chunk));
+	const code = await new Promise<number>(resolve => {
+		child.on('error', error => said.push(Buffer.from(`${error.message}\n`)));
+		child.on('close', end => resolve(end ?? 1));
 	});
-	const code = await new Promise<number>(resolve => child.on('close', end => resolve(end ?? 1)));
-	if (!isTap) tally[code === 0 ? 'passed' : 'failed']++;
+	const seconds = (performance.now() - startedMs) / 1000;
+	const lines = Buffer.concat(said).toString().split('\n');
+	const count = (pattern: RegExp): number => (isTap ? lines.filter(line => pattern.test(line)).length : 0);
+	const tally = {passed: count(/^ok \d+/), failed: count(/^not ok \d+/)};
+	if (!isTap && code === 0) tally.passed++;
 	// A runner that died without naming a failed test has failed all the same.
-	else if (code !== 0 && tally.failed === 0) tally.failed++;
-	return tally;
+	if (code !== 0 && tally.failed === 0) tally.failed++;
+	const isReason = (line: string): boolean => /^# +skipped: |^ok .*# SKIP$/.test(line);
+	const isNoise = (line: string): boolean => isTap && /^(ok \d|TAP version|1\.\.\d|# )/.test(line);
+	const output = lines.filter(line => isReason(line) || (tally.failed > 0 && !isNoise(line)));
+	return {...tally, seconds, output: tally.failed > 0 ? output : [...new Set(output)]};
 }

@@ -1,3 +1,4 @@
+import {isIPv6} from 'node:net';
 import {typeUrl} from '../proto/types.ts';
 import {FieldWriter} from '../proto/wire.ts';
 import type {EnvoyTypes, Message} from './envoy-types.ts';
@@ -155,7 +156,8 @@ export class ConfigGenerator {
 			return listeners;
 		}
 		const {outbound: outboundPort = 15001, inbound: inboundPort = 15006} = ports;
-		add('virtualOutbound', outboundPort, () => renderVirtualOutbound(outboundPort, flavour));
+		const isDual = node.addresses.some(isIPv6);
+		add('virtualOutbound', [outboundPort, isDual], () => renderVirtualOutbound(outboundPort, isDual, flavour));
 		add('virtualInbound', [inboundPort, inbound, mtls], () =>
 			renderVirtualInbound(inboundPort, inbound, mtls, flavour),
 		);

@@ -3,40 +3,44 @@ import {randomInt} from 'node:crypto';
 import {once} from 'node:events';
 import {openSync, readFileSync} from 'node:fs';
 import {mkdir, writeFile} from 'node:fs/promises';
-import {createServer} from 'node:net';
+import {createServer, type ListenOptions, type Server} from 'node:net';
 import {join} from 'node:path';
 import {loadRecord} from '../proxy/record.ts';
 import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
 
 /** Below the range the kernel takes ports from for everyone who does not care which (32768 to 60999 unless set). */
 const portRange = {from: 10_240, to: 32_767};
-const handedOut = new Set<number>();
+/** Abstract sockets, held for as long as this process lives. */
+const claims: Server[] = [];
 
 /**
- * Free TCP ports of 127.0.0.1, all different and never the same twice. They are not the kernel's to give away
- * meanwhile; another process may still take one before it is used, which is unlikely enough for tests.
+ * Free TCP ports of 127.0.0.1, all different and never the same twice, nor the same as those of another process that
+ * asks here. They are not the kernel's to give away meanwhile.
  */
 export async function freePorts(count: number): Promise<number[]> {
 	const ports: number[] = [];
 	while (ports.length < count) {
 		const port = randomInt(portRange.from, portRange.to + 1);
-		if (handedOut.has(port) || !(await isFree(port))) continue;
-		handedOut.add(port);
+		// Of a network namespace, as ports are, and let go by the kernel when the process ends.
+		const claim = await listen({path: `\0onramp-port-${port}`});
+		if (!claim) continue;
+		claims.push(claim.unref());
+		const trial = await listen({port, host: '127.0.0.1'});
+		if (!trial) continue;
+		trial.close();
 		ports.push(port);
 	}
 	return ports;
 }
 
-async function isFree(port: number): Promise<boolean> {
-	const server = createServer();
+/** Undefined when it is taken. */
+async function listen(where: ListenOptions): Promise<Server | undefined> {
+	const server = createServer().listen(where);
 	try {
-		server.listen(port, '127.0.0.1');
 		await once(server, 'listening');
-		return true;
+		return server;
 	} catch {
-		return false;
-	} finally {
-		server.close();
+		return undefined;
 	}
 }
 

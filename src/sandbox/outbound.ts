@@ -167,10 +167,11 @@ export function renderTcpListener(at: ListenerAddress, cluster: string, flavour:
 }
 
 /** Takes what the kernel redirects and hands it to the listener of the original destination. */
-export function renderVirtualOutbound(port: number, flavour: Flavour): Message {
+export function renderVirtualOutbound(port: number, isDual: boolean, flavour: Flavour): Message {
 	return {
 		name: 'virtualOutbound',
 		address: {socket_address: {address: '0.0.0.0', port_value: port}},
+		...(isDual ? {additional_addresses: [{address: {socket_address: {address: '::', port_value: port}}}]} : {}),
 		filter_chains: [
 			{
 				filter_chain_match: {destination_port: uint(port)},

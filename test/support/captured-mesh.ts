@@ -127,8 +127,8 @@ export class CapturedVm {
 	}
 
 	/** The agent, with `isAdmin` as one that may change rules, and with nothing else that root may. */
-	start({isAdmin = true}: {readonly isAdmin?: boolean} = {}): void {
-		this.#child = this.#spawn(isAdmin);
+	start({isAdmin = true, flags = []}: {readonly isAdmin?: boolean; readonly flags?: readonly string[]} = {}): void {
+		this.#child = this.#spawn(isAdmin, flags);
 		this.#exit = exitOf(this.#child);
 	}
 
@@ -166,8 +166,8 @@ export class CapturedVm {
 		return exitOf(this.#spawn(true));
 	}
 
-	#spawn(isNetworkAdmin: boolean): ChildProcess {
-		return this.options.vm.spawn([process.execPath, this.#agentPath, 'run', ...this.#flags], {
+	#spawn(isNetworkAdmin: boolean, flags: readonly string[] = []): ChildProcess {
+		return this.options.vm.spawn([process.execPath, this.#agentPath, 'run', ...this.#flags, ...flags], {
 			uid: meshUid,
 			stdio: 'ignore',
 			isNetworkAdmin,

@@ -253,7 +253,7 @@ export class Peer {
 
 /** Two namespaces and the wire between them; all is gone when the test ends. */
 export async function makeWorld(
-	t: ExecutionContext,
+	t: Pick<ExecutionContext, 'teardown'>,
 	{ipv6 = true, flags: more = []}: {readonly ipv6?: boolean; readonly flags?: readonly string[]} = {},
 ): Promise<World> {
 	const prefix = `or${process.pid.toString(36)}${(count++).toString(36)}`;
@@ -363,7 +363,7 @@ export async function makeWorld(
 }
 
 /** A second VM on another wire of the far side, which forwards between the two. */
-export async function addVm(t: ExecutionContext, {vm: first, far}: World): Promise<Namespace> {
+export async function addVm(t: Pick<ExecutionContext, 'teardown'>, {vm: first, far}: World): Promise<Namespace> {
 	const vm = new Namespace(`${first.name}2`);
 	t.teardown(() => vm.destroy());
 	await mkdir(`/etc/netns/${vm.name}`, {recursive: true});

@@ -2,9 +2,10 @@ import {connect} from 'node:tls';
 import test from 'ava';
 import {silentLogger} from '../../../src/log.ts';
 import {type SecretMaterial, startSds} from '../../../src/proxy/xds.ts';
+import {freePorts} from '../../../src/sandbox/local-workload.ts';
 import {tinyAds, tlsListener} from './ads.ts';
 import {makeMaterial} from './certificates.ts';
-import {freePorts, makeWorld, until} from './world.ts';
+import {makeWorld, until} from './world.ts';
 
 /** Common name of the certificate that a TLS server shows; resolves when a byte has gone there and back. */
 function shake(port: number): Promise<string> {

@@ -1,5 +1,4 @@
 import {mkdtemp, rm} from 'node:fs/promises';
-import {createServer} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import type {ProxyConfig} from '../../../src/config/types.ts';
@@ -7,6 +6,7 @@ import {Metrics, Readiness, type Running, systemClock} from '../../../src/lifecy
 import {silentLogger} from '../../../src/log.ts';
 import {type EnvoyProxy, type ProxyDeps, startProxy} from '../../../src/proxy/index.ts';
 import {startXdsSocket, type XdsService} from '../../../src/proxy/xds.ts';
+import {freePorts} from '../../../src/sandbox/local-workload.ts';
 import {ensureEnvoy} from '../../support/envoy.ts';
 import {tinyAds} from './ads.ts';
 
@@ -101,20 +101,6 @@ export function proxyConfig(folder: string, overrides: Partial<ProxyConfig> = {}
 		onStop: 'stop',
 		...overrides,
 	};
-}
-
-/** Ports nobody listens on now, all different. */
-export async function freePorts(count: number): Promise<number[]> {
-	const servers = await Promise.all(
-		Array.from({length: count}, async () => {
-			const server = createServer();
-			await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve));
-			return server;
-		}),
-	);
-	const ports = servers.map(server => (server.address() as {port: number}).port);
-	await Promise.all(servers.map(server => new Promise(resolve => server.close(resolve))));
-	return ports;
 }
 
 /** Polls until the condition holds; rejects with `what` after the deadline. */
