@@ -19,7 +19,8 @@ interface Result {
 }
 
 const ava = ['ava', '--tap'];
-const serially = [...ava, '--serial', '--concurrency=1', '--timeout=180s'];
+/** The longest that nothing may happen: the first test of the booted machines makes their image. */
+const serially = [...ava, '--serial', '--concurrency=1', '--timeout=400s'];
 
 const first: readonly Part[] = [
 	{name: 'format and lint', command: ['biome', 'ci', '--reporter=summary'], isTap: false},

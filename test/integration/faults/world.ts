@@ -146,13 +146,14 @@ export async function untilClosed(workload: LocalWorkload, name: string, reason:
 	return gateOf(await workload.until(`${name} closed, ${String(reason)}`, isSo), name);
 }
 
-/** What somebody should look at, one string a line of the log. */
-export function complaints(workload: LocalWorkload): string[] {
+/** What somebody should look at, one string a line of the log; of these parts alone, if any are named. */
+export function complaints(workload: LocalWorkload, ...parts: readonly string[]): string[] {
 	return (
 		workload
 			.log()
 			.split('\n')
 			.filter(line => /^\S+Z (?:warn|error) /.test(line))
+			.filter(line => parts.length === 0 || parts.some(part => line.includes(` ${part}: `)))
 			// True of every workload here, whose resolv.conf leads nowhere: said once its first probe has timed out.
 			.filter(line => !line.includes(' dns: dns server does not answer server=127.0.0.1 '))
 	);
