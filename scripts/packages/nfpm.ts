@@ -8,6 +8,8 @@ import type {PackageDescription} from './describe.ts';
 export interface PackageJob {
 	readonly description: PackageDescription;
 	readonly format: 'deb' | 'rpm';
+	/** Node's name of the processor. */
+	readonly arch: string;
 	/** Holds the files as they are to be installed. */
 	readonly root: string;
 	readonly out: string;
@@ -16,39 +18,56 @@ export interface PackageJob {
 
 /** Of the packaging, with the same program. */
 export const release = '1';
-export const maintainer = 'The onramp authors <maintainers@onramp.invalid>';
 
 const architectures: Readonly<Record<string, string>> = {x64: 'amd64', arm64: 'arm64'};
 
 /** Makes one package and returns its path. The same files and the same SOURCE_DATE_EPOCH give the same bytes. */
-export async function runNfpm(nfpm: string, {description, format, root, out, isFast}: PackageJob): Promise<string> {
-	const {name, version, summary, text, depends, recommends, configFiles, scripts} = description;
+export async function runNfpm(
+	nfpm: string,
+	{description, format, arch, root, out, isFast}: PackageJob,
+): Promise<string> {
+	const {name, version, maintainer, homepage, summary, text, depends, recommends, configFiles, scripts} = description;
 	const mtime = new Date(buildSeconds() * 1000).toISOString();
-	const folder = join(root, '..', `${name}-${format}`);
+	const folder = `${root}-${format}`;
 	mkdirSync(folder, {recursive: true});
 	const scriptPaths = Object.entries(scripts[format]).map(([moment, content]) => {
 		const path = join(folder, moment);
 		writeFileSync(path, content, {mode: 0o755});
 		return [moment, path] as const;
 	});
-	const contents = listFiles(root).map(path => {
+	const isRpm = format === 'rpm';
+	const contents = listFiles(root).flatMap(path => {
+		if (isRpm && /\/lintian\/|\.Debian\./.test(path)) return [];
 		const source = join(root, path);
 		const status = lstatSync(source);
 		const info = {mode: status.mode & 0o7777, owner: 'root', group: 'root', mtime};
 		if (status.isSymbolicLink()) return {src: readlinkSync(source), dst: path, type: 'symlink', file_info: {mtime}};
-		const isConfig = configFiles.includes(path);
-		return {src: source, dst: path, ...(isConfig ? {type: 'config|noreplace'} : {}), file_info: info};
+		const type = configFiles.includes(path)
+			? 'config|noreplace'
+			: isRpm && /^\/usr\/share\/(doc|man)\//.test(path)
+				? 'doc'
+				: undefined;
+		return {src: source, dst: path, ...(type && {type}), file_info: info};
 	});
+	const changelogPath = join(folder, 'changelog.yaml');
+	const changes = [{note: 'Built from source; what has changed is in changelog.gz'}];
+	writeFileSync(
+		changelogPath,
+		JSON.stringify([{semver: `${version}-${release}`, date: mtime, packager: maintainer, changes}]),
+	);
 	const config = {
 		name,
 		version,
 		release,
-		arch: architectures[process.arch],
+		arch: architectures[arch],
 		platform: 'linux',
 		section: 'net',
 		priority: 'optional',
 		maintainer,
-		description: `${summary}\n${text}`,
+		...(homepage === undefined ? {} : {homepage}),
+		// Debian's summary is no sentence.
+		description: `${isRpm ? '' : `${summary[0]!.toLowerCase()}${summary.slice(1)}\n`}${text}`,
+		...(isRpm ? {changelog: changelogPath} : {}),
 		license: 'Apache-2.0',
 		mtime,
 		depends: depends[format],
@@ -56,7 +75,12 @@ export async function runNfpm(nfpm: string, {description, format, root, out, isF
 		contents,
 		scripts: Object.fromEntries(scriptPaths),
 		deb: {compression: 'none'},
-		rpm: {compression: isFast ? 'zstd:1' : 'zstd:19', summary, buildhost: 'localhost'},
+		rpm: {
+			compression: isFast ? 'zstd:1' : 'zstd:19',
+			summary,
+			group: 'System Environment/Daemons',
+			buildhost: 'localhost',
+		},
 	};
 	const configPath = join(folder, 'nfpm.json');
 	writeFileSync(configPath, JSON.stringify(config, undefined, '\t'));

@@ -16,15 +16,16 @@ interface Locked {
 	readonly license?: string;
 	readonly integrity?: string;
 	readonly dev?: boolean;
-	readonly cpu?: readonly string[];
+	readonly cpu?: string | readonly string[];
+	readonly os?: string | readonly string[];
 	readonly libc?: readonly string[];
 }
 
-/** All that is not for development alone, of this processor, in the order of the lock file. */
-export function bundledPackages(): readonly BundledPackage[] {
+/** All that is not for development alone, of one processor, in the order of the lock file; `path` is where npm puts it. */
+export function bundledPackages(arch: string): readonly BundledPackage[] {
 	const {packages} = JSON.parse(readFileSync('package-lock.json', 'utf8')) as {packages: Record<string, Locked>};
-	return Object.entries(packages).flatMap(([path, {version, license, integrity, dev, cpu, libc}]) =>
-		path === '' || dev || (cpu && !cpu.includes(process.arch)) || libc?.includes('musl') || !isInstalled(path)
+	return Object.entries(packages).flatMap(([path, {version, license, integrity, dev, cpu, os, libc}]) =>
+		path === '' || dev || (cpu && ![cpu].flat().includes(arch)) || isForOther({os, libc})
 			? []
 			: [
 					{
@@ -38,19 +39,14 @@ export function bundledPackages(): readonly BundledPackage[] {
 	);
 }
 
-/** Optional ones for other systems are in the lock file and not on the disk. */
-function isInstalled(path: string): boolean {
-	try {
-		readFileSync(`${path}/package.json`);
-		return true;
-	} catch {
-		return false;
-	}
+/** Optional ones for other systems are in the lock file, too. */
+function isForOther({os, libc}: Pick<Locked, 'os' | 'libc'>): boolean {
+	return (os !== undefined && ![os].flat().includes('linux')) || (libc?.includes('musl') ?? false);
 }
 
 /** Bill of materials of both packages, as CycloneDX 1.5 has it. */
-export function renderSbom(): string {
-	const components = bundledPackages().map(({name, version, licence, integrity}) => ({
+export function renderSbom(arch: string): string {
+	const components = bundledPackages(arch).map(({name, version, licence, integrity}) => ({
 		type: 'library',
 		name,
 		version,

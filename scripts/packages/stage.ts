@@ -15,14 +15,26 @@ import {dirname, join} from 'node:path';
 import {gzipSync} from 'node:zlib';
 import type {PackageDescription} from './describe.ts';
 import {renderCompletion, renderManual} from './manual.ts';
-import {buildSeconds, maintainer, release} from './nfpm.ts';
+import {buildSeconds, release} from './nfpm.ts';
+import {dropCodeCaches} from './pack.ts';
 import {bundledPackages} from './sbom.ts';
 
 const library = '/usr/lib/onramp';
 
+export interface AgentInput {
+	readonly description: PackageDescription;
+	/** Node's name of the processor. */
+	readonly arch: string;
+	/** Folder of an npm package of that processor. */
+	readonly folderOf: (name: string) => string;
+}
+
+/** What differs by processor. */
+export const nodePackage = (arch: string): string => `node-linux-${arch}`;
+export const koffiPackage = (arch: string): string => `@koromix/koffi-linux-${arch}`;
+
 /** Puts the files of the agent's package under `root` as they are to be installed. */
-export function stageAgent(root: string, description: PackageDescription): void {
-	const {arch} = process;
+export function stageAgent(root: string, {description, arch, folderOf}: AgentInput): void {
 	const place = (path: string): string => {
 		mkdirSync(dirname(join(root, path)), {recursive: true});
 		return join(root, path);
@@ -33,13 +45,14 @@ export function stageAgent(root: string, description: PackageDescription): void 
 	};
 	const write = (to: string, content: string | Buffer): void => writeFileSync(place(to), content, {mode: 0o644});
 
-	const node = `node_modules/node-linux-${arch}`;
+	const node = folderOf(nodePackage(arch));
 	copy(`${node}/bin/node`, `${library}/node`, 0o755);
 	const launcher = readFileSync('dist/onramp.cjs', 'utf8').replace(/^#!.*/, `#!${library}/node`);
 	write(`${library}/onramp.cjs`, launcher);
 	chmodSync(join(root, `${library}/onramp.cjs`), 0o755);
-	copy('dist/onramp.pack', `${library}/onramp.pack`);
-	stageKoffi(root);
+	const pack = readFileSync('dist/onramp.pack');
+	write(`${library}/onramp.pack`, arch === process.arch ? pack : dropCodeCaches(pack));
+	stageKoffi(root, koffiPackage(arch), folderOf);
 	mkdirSync(join(root, 'usr/bin'), {recursive: true});
 	symlinkSync(`..${library.slice('/usr'.length)}/onramp.cjs`, join(root, 'usr/bin/onramp'));
 
@@ -52,8 +65,8 @@ export function stageAgent(root: string, description: PackageDescription): void 
 	write('/usr/share/bash-completion/completions/onramp', renderCompletion());
 	write('/usr/share/doc/onramp/changelog.gz', gzip(readFileSync('CHANGELOG.md', 'utf8')));
 	write('/usr/share/doc/onramp/changelog.Debian.gz', gzip(renderDebianChangelog(description)));
-	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright: the onramp authors'));
-	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(node)));
+	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright 2026 the onramp authors'));
+	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(node, arch, folderOf)));
 	copy('packaging/lintian-overrides', '/usr/share/lintian/overrides/onramp');
 }
 
@@ -67,7 +80,7 @@ export function stageEnvoy(root: string, description: PackageDescription, envoyP
 	}
 	const documents = join(root, 'usr/share/doc/onramp-envoy');
 	mkdirSync(documents, {recursive: true});
-	const whose = 'Copyright: the Envoy authors, https://www.envoyproxy.io';
+	const whose = 'Copyright 2016-2026 the Envoy authors, https://www.envoyproxy.io';
 	writeFileSync(join(documents, 'copyright'), renderCopyright('Envoy', whose));
 	writeFileSync(join(documents, 'licence.gz'), gzip(readFileSync('LICENSE', 'utf8')));
 	writeFileSync(join(documents, 'changelog.Debian.gz'), gzip(renderDebianChangelog(description)));
@@ -76,19 +89,23 @@ export function stageEnvoy(root: string, description: PackageDescription, envoyP
 }
 
 /** The one binding that cannot be bundled; the agent works without it, and is larger. */
-function stageKoffi(root: string): void {
+function stageKoffi(root: string, binary: string, folderOf: (name: string) => string): void {
 	const modules = join(root, library, 'node_modules');
-	const binary = `@koromix/koffi-linux-${process.arch}`;
-	if (!existsSync(`node_modules/${binary}`)) return;
-	for (const path of ['koffi/package.json', 'koffi/index.cjs', 'koffi/src/koffi', binary]) {
-		cpSync(`node_modules/${path}`, join(modules, path), {
+	const parts = ['package.json', 'index.cjs', 'src/koffi'].map(path => [`node_modules/koffi/${path}`, `koffi/${path}`]);
+	for (const [from, to] of [...parts, [folderOf(binary), binary]] as [string, string][]) {
+		cpSync(from, join(modules, to), {
 			recursive: true,
 			// Its C++ sources and the builds for other systems are left out.
-			filter: source =>
-				statSync(source).isDirectory() ? !/\/musl_/.test(source) : /\.(cjs|js|json|node)$/.test(source),
+			filter: source => (statSync(source).isDirectory() ? !/\/musl_/.test(source) : isLoaded(source)),
 		});
 	}
+	// As npm has it differs by processor.
+	for (const name of readdirSync(modules, {recursive: true, encoding: 'utf8'}))
+		if (name.endsWith('.node')) chmodSync(join(modules, name), 0o644);
 }
+
+/** Neither its sources nor what only its own build runs. */
+const isLoaded = (path: string): boolean => /\.(cjs|js|json|node)$/.test(path) && !path.endsWith('/trampolines.cjs');
 
 const gzip = (text: string): Buffer => {
 	const bytes = gzipSync(text, {level: 9});
@@ -109,7 +126,7 @@ full, are in the compressed file beside this one.
 `;
 }
 
-function renderDebianChangelog({name, version}: PackageDescription): string {
+function renderDebianChangelog({name, version, maintainer}: PackageDescription): string {
 	const date = new Date(buildSeconds() * 1000).toUTCString().replace('GMT', '+0000');
 	return `${name} (${version}-${release}) unstable; urgency=medium
 
@@ -120,8 +137,9 @@ function renderDebianChangelog({name, version}: PackageDescription): string {
 }
 
 /** Our licence, and in full those of all that is in the package. */
-function renderLicences(node: string): string {
-	const others = bundledPackages().map(({name, version, licence, path}) => {
+function renderLicences(node: string, arch: string, folderOf: (name: string) => string): string {
+	const others = bundledPackages(arch).map(({name, version, licence, path: installed}) => {
+		const path = existsSync(installed) ? installed : folderOf(name);
 		const file = readdirSync(path).find(each => /^(licen[cs]e|copying)/i.test(each));
 		return `${name} ${version} (${licence})\n\n${file ? readFileSync(join(path, file), 'utf8').trim() : 'see its licence by that name'}`;
 	});

@@ -1,6 +1,6 @@
 import {execFile} from 'node:child_process';
 import {createHash} from 'node:crypto';
-import {existsSync, readdirSync, readFileSync, statSync} from 'node:fs';
+import {cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync} from 'node:fs';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -11,58 +11,107 @@ import {buildAgent} from '../../support/agent.ts';
 const run = promisify(execFile);
 const root = join(import.meta.dirname, '../../..');
 
+async function makeDirectory(t: ExecutionContext): Promise<string> {
+	const directory = await mkdtemp(join(tmpdir(), 'onramp-packages-'));
+	t.teardown(() => rm(directory, {recursive: true, force: true}));
+	return directory;
+}
+
 async function makePackages(t: ExecutionContext, ...words: string[]): Promise<string> {
 	await buildAgent();
-	const out = await mkdtemp(join(tmpdir(), 'onramp-packages-'));
-	t.teardown(() => rm(out, {recursive: true, force: true}));
-	const env = {...process.env, SOURCE_DATE_EPOCH: '1767225600', TZ: 'Pacific/Chatham'};
-	await run(process.execPath, ['scripts/package.ts', '--fast', '--out', out, ...words], {cwd: root, env});
+	const out = await makeDirectory(t);
+	await run(process.execPath, ['scripts/package.ts', '--fast', '--out', out, ...words], {cwd: root});
 	return out;
 }
 
 const digests = (directory: string): Record<string, string> =>
 	Object.fromEntries(
-		readdirSync(directory).map(name => [
-			name,
-			createHash('sha256')
-				.update(readFileSync(join(directory, name)))
-				.digest('hex'),
-		]),
+		readdirSync(directory, {withFileTypes: true})
+			.filter(entry => entry.isFile())
+			.map(({name}) => [
+				name,
+				createHash('sha256')
+					.update(readFileSync(join(directory, name)))
+					.digest('hex'),
+			]),
 	);
 
-const isDebian = existsSync('/usr/bin/dpkg-deb');
+/** Whether all of these programs are there; otherwise the test says what it was skipped for. */
+function has(t: ExecutionContext, ...programs: string[]): boolean {
+	const missing = programs.filter(name => !['/usr/bin', '/usr/sbin'].some(folder => existsSync(join(folder, name))));
+	if (missing.length === 0) return true;
+	t.log(`skipped: needs ${missing.join(', ')}`);
+	t.pass();
+	return false;
+}
 
-test.serial('packages › made twice of the same files they are the same, byte for byte', async t => {
-	const [first, second] = [await makePackages(t, '--package', 'onramp'), await makePackages(t, '--package', 'onramp')];
-	t.deepEqual(Object.keys(digests(first)).toSorted(), [
-		'SHA256SUMS',
-		'onramp-0.1.0-1.x86_64.rpm',
-		'onramp.cdx.json',
-		'onramp_0.1.0-1_amd64.deb',
-	]);
-	t.deepEqual(digests(first), digests(second));
-	const sums = readFileSync(join(first, 'SHA256SUMS'), 'utf8');
-	for (const [name, digest] of Object.entries(digests(first)))
-		if (name !== 'SHA256SUMS') t.true(sums.includes(`${digest}  ${name}\n`), name);
+/** Exit code and all that was said, of a program that ends with another code than 0 when it finds something. */
+async function ask(file: string, ...args: string[]): Promise<string> {
+	const {stdout, stderr} = await run(file, args, {cwd: root, maxBuffer: 1 << 24}).catch(
+		(error: {stdout: string; stderr: string}) => error,
+	);
+	return `${stdout}${stderr}`;
+}
+
+/** A checkout at another place, whose code is built anew there. */
+async function checkOut(t: ExecutionContext): Promise<string> {
+	const directory = join(await makeDirectory(t), 'elsewhere');
+	mkdirSync(directory);
+	for (const name of ['src', 'scripts', 'packaging', 'package.json', 'package-lock.json', 'CHANGELOG.md', 'LICENSE'])
+		cpSync(join(root, name), join(directory, name), {recursive: true});
+	await run('cp', ['-al', join(root, 'node_modules'), directory]).catch(() =>
+		run('cp', ['-a', join(root, 'node_modules'), directory]),
+	);
+	symlinkSync(join(root, '.cache'), join(directory, '.cache'));
+	return directory;
+}
+
+test.serial('packages › built twice of one commit they are the same, byte for byte, wherever and whenever', async t => {
+	const results: Record<string, string>[] = [];
+	for (const [TZ, umask, HOME] of [
+		['Pacific/Chatham', '0022', '/root'],
+		['UTC', '0077', '/nonexistent'],
+	] as const) {
+		const directory = await checkOut(t);
+		const words = `umask ${umask} && node scripts/build.ts && node scripts/package.ts --fast --package onramp`;
+		const PATH = `${join(directory, 'node_modules/.bin')}:${process.env['PATH']}`;
+		await run('sh', ['-c', words], {cwd: directory, env: {...process.env, PATH, TZ, HOME}});
+		const out = join(directory, 'dist/packages');
+		const known = digests(out);
+		const sums = readFileSync(join(out, 'SHA256SUMS'), 'utf8');
+		for (const [name, digest] of Object.entries(known))
+			if (name !== 'SHA256SUMS') t.true(sums.includes(`${digest}  ${name}\n`), name);
+		results.push({...known, pack: digests(join(directory, 'dist'))['onramp.pack']!});
+	}
+	t.deepEqual(results[0], results[1]!);
+	t.is(Object.keys(results[0]!).length, 5, 'deb, rpm, bill of materials, sums, and the code itself');
+});
+
+test.serial('packages › V8 takes the code that was compiled for it, so a start compiles nothing', async t => {
+	const launcher = await buildAgent();
+	const script = `
+		const {Script} = require('node:vm');
+		const before = Script.prototype.runInThisContext;
+		let count = 0;
+		Script.prototype.runInThisContext = function (...args) {
+			if (this.cachedDataRejected !== false) process.exit(3);
+			if (++count === 1) process.on('exit', () => console.log('parts ' + count));
+			return before.apply(this, args);
+		};
+		process.argv = [process.execPath, ${JSON.stringify(launcher)}, 'version'];
+		require(${JSON.stringify(launcher)});
+	`;
+	const {stdout} = await run(process.execPath, ['-e', script]);
+	t.regex(stdout, /parts [1-9]/);
 });
 
 test.serial(
 	'packages › the agent brings its Node, and nothing that others could write or that was left by the build',
 	async t => {
-		if (!isDebian) {
-			t.log('skipped: needs dpkg-deb');
-			t.pass();
-			return;
-		}
+		if (!has(t, 'dpkg-deb')) return;
 		const out = await makePackages(t, '--package', 'onramp', '--format', 'deb');
-		const deb = join(out, 'onramp_0.1.0-1_amd64.deb');
-		const {stdout: list} = await run('dpkg-deb', ['-c', deb]);
-		const files = list
-			.trim()
-			.split('\n')
-			.filter(line => !line.startsWith('d'));
-		for (const line of files) t.regex(line, /^(-rw-r--r--|-rwxr-xr-x|l---------) root\/root/, line);
-		const names = files.map(line => /\.(\/\S+)/.exec(line)![1]!);
+		const deb = join(out, readdirSync(out).find(name => name.endsWith('.deb'))!);
+		const names = await listDeb(t, deb);
 		for (const wanted of [
 			'/usr/bin/onramp',
 			'/usr/lib/onramp/node',
@@ -103,3 +152,90 @@ test.serial(
 		t.true(statSync(deb).size > 0);
 	},
 );
+
+/** ELF: the processor that a program is for, at offset 18. */
+const machines = {x64: 62, arm64: 183} as const;
+const names = {
+	deb: {x64: 'amd64', arm64: 'arm64'},
+	rpm: {x64: 'x86_64', arm64: 'aarch64'},
+} as const;
+
+test.serial('packages › those for arm64 hold what those for x64 do, with programs for arm64', async t => {
+	if (!has(t, 'dpkg-deb', 'rpm')) return;
+	const out = await makePackages(t, '--arch', 'x64,arm64');
+	const found: Record<string, string[]> = {};
+	for (const arch of ['x64', 'arm64'] as const) {
+		for (const name of ['onramp', 'onramp-envoy']) {
+			const deb = readdirSync(out).find(file => new RegExp(`^${name}_.*_${names.deb[arch]}\\.deb$`).test(file))!;
+			const rpm = readdirSync(out).find(file => new RegExp(`^${name}-\\d.*\\.${names.rpm[arch]}\\.rpm$`).test(file))!;
+			const field = async (key: string) => (await run('dpkg-deb', ['-f', join(out, deb), key])).stdout.trim();
+			t.is(await field('Architecture'), names.deb[arch]);
+			t.regex(await field('Depends'), /^libc6 \(>= 2\.\d+\)/);
+			const {stdout: ofRpm} = await run('rpm', ['-qp', '--qf', '%{ARCH} %{OS}\n', '--requires', join(out, rpm)]);
+			t.regex(ofRpm, new RegExp(`^${names.rpm[arch]} linux\n(?:.*\n)*glibc >= 2`));
+
+			const unpacked = join(out, `${name}-${arch}`);
+			await run('dpkg-deb', ['-x', join(out, deb), unpacked]);
+			const files = await listDeb(t, join(out, deb));
+			found[arch] = [...(found[arch] ?? []), ...files.map(path => path.replace(/linux[-_](x64|arm64)/g, 'linux'))];
+			const programs = files.filter(path => isProgram(join(unpacked, path)));
+			t.true(programs.length >= (name === 'onramp' ? 2 : 1), programs.join());
+			for (const path of programs)
+				t.is(readFileSync(join(unpacked, path)).readUInt16LE(18), machines[arch], `${arch}: ${path}`);
+		}
+		t.true(existsSync(join(out, `onramp-${arch}.cdx.json`)));
+	}
+	t.deepEqual(found['arm64'], found['x64']!);
+	const {stdout} = await run(process.execPath, [join(out, 'onramp-arm64/usr/lib/onramp/onramp.cjs'), 'version']);
+	t.regex(stdout, /^onramp 0\.1\.0/, 'its code runs, on the Node of this machine');
+});
+
+test.serial('packages › lintian finds no error and no warning', async t => {
+	if (!has(t, 'lintian', 'dpkg-deb')) return;
+	const out = await makePackages(t, '--format', 'deb');
+	const debs = readdirSync(out).filter(name => name.endsWith('.deb'));
+	// These are hardly compressed, to be made quickly.
+	const options = ['--suppress-tags', 'uses-no-compression-for-data-tarball'];
+	const said = await ask('lintian', '--allow-root', ...options, ...debs.map(name => join(out, name)));
+	t.deepEqual(said.match(/^[EW]: .*/gm) ?? [], []);
+});
+
+test.serial('packages › rpmlint finds no error', async t => {
+	if (!has(t, 'rpmlint')) return;
+	const out = await makePackages(t, '--format', 'rpm');
+	const rpms = readdirSync(out).filter(name => name.endsWith('.rpm'));
+	const said = await ask('rpmlint', '-c', 'packaging/rpmlint.toml', ...rpms.map(name => join(out, name)));
+	t.deepEqual(said.match(/^.* E: .*/gm) ?? [], []);
+	t.regex(said, /2 packages.* 0 errors/);
+});
+
+test.serial('packages › who publishes them is said when they are made', async t => {
+	if (!has(t, 'dpkg-deb')) return;
+	const who = 'Mesh Team <mesh@example.org>';
+	const words = ['--package', 'onramp', '--format', 'deb', '--maintainer', who, '--homepage', 'https://example.org/'];
+	const out = await makePackages(t, ...words);
+	const deb = join(out, readdirSync(out).find(name => name.endsWith('.deb'))!);
+	t.is(
+		(await run('dpkg-deb', ['-f', deb, 'Maintainer', 'Homepage'])).stdout,
+		`Maintainer: ${who}\nHomepage: https://example.org/\n`,
+	);
+	await t.throwsAsync(makePackages(t, '--maintainer', 'nobody'), {message: /write it as NAME <ADDRESS>/});
+});
+
+/** Paths of all files, which are root's and nobody else's to write. */
+async function listDeb(t: ExecutionContext, deb: string): Promise<string[]> {
+	const {stdout} = await run('dpkg-deb', ['-c', deb]);
+	const lines = stdout
+		.trim()
+		.split('\n')
+		.filter(line => !line.startsWith('d'));
+	for (const line of lines) t.regex(line, /^(-rw-r--r--|-rwxr-xr-x|l---------) root\/root/, line);
+	return lines.map(line => /\.(\/\S+)/.exec(line)![1]!);
+}
+
+function isProgram(path: string): boolean {
+	return (
+		statSync(path, {throwIfNoEntry: false})?.isFile() === true &&
+		readFileSync(path).toString('latin1', 0, 4) === '\x7fELF'
+	);
+}
