@@ -6,6 +6,7 @@ import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
 import {
+	type DirectRegistration,
 	keepMachine,
 	lookAtMachine,
 	type Registration,
@@ -23,8 +24,15 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 	// What Envoy has just taken may have made it ready.
 	relay.onChange(proxy.lookNow);
 	let selfCheck: SelfCheck | undefined;
-	const registration = await parts.start('registration', () =>
-		startRegistration({
+	const finding = () => selfCheck?.finding();
+	let direct: DirectRegistration | undefined;
+	const registration = await parts.start('registration', async () => {
+		if (config.registration.mode === 'direct') {
+			const {registerDirectly} = await import('./register-directly.ts');
+			direct = await registerDirectly(deps, mesh, config.registration, finding);
+			return direct;
+		}
+		return startRegistration({
 			clock,
 			workload: config.workload,
 			address: () => mesh.addresses[0]!,
@@ -32,12 +40,17 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 			savedAt: () => relay.status().servingSaved,
 			onUpstreamChange: relay.onChange,
 			withheld: () => mesh.withheld(),
-			finding: () => selfCheck?.finding(),
+			finding,
 			withdraw: relay.leave,
 			gate: readiness.gate('registration'),
 			log: logOf('registration'),
-		}),
-	);
+		});
+	});
+	if (direct) {
+		const {report, checkNow} = direct;
+		mesh.report = report;
+		mesh.retry = checkNow;
+	}
 	status.add('registration', registration.status);
 	const onChange = () => {
 		registration.look();
@@ -55,10 +68,12 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 	// The first half of a stop, for a service whose rules and Envoy are other units.
 	status.addCommand('leave', async () => {
 		await leave();
-		await registration.stop();
+		await registration.leave();
 		await proxy.drain();
 	});
 	relay.begin();
+	mesh.isEntered = true;
+	registration.look();
 	// With keys from elsewhere, whose they are is not our business.
 	if (deps.state) {
 		const machine = await parts.start('machine', () =>
@@ -79,17 +94,21 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 function startHealthOf(deps: MeshDeps, mesh: Mesh, onChange: () => void): Promise<Health> {
 	const {relay, inbound} = mesh;
 	const {config, readiness, logOf, clock, random, metrics} = deps;
-	const {workload, proxy} = config;
+	const {workload, proxy, registration} = config;
+	const isDirect = registration.mode === 'direct';
 	const isConnected = () => relay.status().upstream.state === 'connected';
 	return startHealth({
 		config: config.health,
-		hasEntry: workload.group !== undefined,
+		hasEntry: workload.group !== undefined || isDirect,
 		proxyGate: () => readiness.states().find(({name}) => name === 'proxy')!,
 		onGateChange: listener => readiness.onChange(listener),
-		report: relay.setHealth,
-		onWithheld: relay.reconnect,
+		report: mesh.report,
+		// It is the entry that says so, and looks at each change.
+		onWithheld: isDirect ? () => {} : relay.reconnect,
 		onChange,
 		onConnected: listener => {
+			// What is written into the entry stays there, whoever istiod is.
+			if (isDirect) return () => {};
 			let wasConnected = isConnected();
 			return relay.onChange(() => {
 				if (isConnected() && !wasConnected) listener();
@@ -121,7 +140,8 @@ function startHealthOf(deps: MeshDeps, mesh: Mesh, onChange: () => void): Promis
 
 function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration, health: Health): SelfCheck {
 	const {config, logOf, clock, random} = deps;
-	const {group, namespace, clusterId, labels} = config.workload;
+	const {namespace, clusterId, labels} = config.workload;
+	const group = config.registration.mode === 'direct' ? config.registration.group : config.workload.group;
 	const {relay, inbound} = mesh;
 	const takesUs = (service: string): boolean | undefined => {
 		const cluster = relay.find(typeUrl.cluster, service);
@@ -141,7 +161,10 @@ function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration
 				takesUs,
 			};
 		},
-		reconnect: mesh.mend,
+		reconnect: () => {
+			mesh.retry();
+			mesh.mend();
+		},
 		onFinding: registration.look,
 		clock,
 		random,
@@ -176,7 +199,7 @@ function startAddressWatchOf(deps: MeshDeps, mesh: Mesh, {health, registration, 
 		onChange: async addresses => {
 			// istiod keeps the old entry for its grace period, and nobody is there any more.
 			if (health.told()?.isHealthy) {
-				relay.setHealth({isHealthy: false, message: `the address of this machine is ${addresses[0]} now`});
+				mesh.report({isHealthy: false, message: `the address of this machine is ${addresses[0]} now`});
 				await clock.sleep(partingMs);
 			}
 			mesh.addresses = addresses;

@@ -30,6 +30,21 @@ export type ErrorCode =
 	| 'control_plane.not_ready'
 	| 'control_plane.unsupported'
 	| 'control_plane.failed'
+	// kubernetes
+	| 'kubernetes.access_unusable'
+	| 'kubernetes.unreachable'
+	| 'kubernetes.untrusted'
+	| 'kubernetes.unauthenticated'
+	| 'kubernetes.forbidden'
+	| 'kubernetes.not_found'
+	| 'kubernetes.unsupported'
+	| 'kubernetes.conflict'
+	| 'kubernetes.invalid'
+	| 'kubernetes.failed'
+	// registration
+	| 'registration.group_missing'
+	| 'registration.service_account'
+	| 'registration.entry_foreign'
 	// relay
 	| 'relay.malformed'
 	| 'relay.socket_unusable'

@@ -7,7 +7,7 @@ import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.
 import type {Logger} from './log.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
 import {limitReconnects, type OwnInbound, startOwnInbound} from './registration/index.ts';
-import {type Relay, startRelay} from './relay/index.ts';
+import {type HealthReport, type Relay, startRelay} from './relay/index.ts';
 import type {StatusServer} from './status/index.ts';
 import {version} from './version.ts';
 
@@ -40,6 +40,12 @@ export interface Mesh {
 	readonly mend: () => void;
 	/** The first one names our WorkloadEntry; the next stream is opened with them. */
 	addresses: readonly string[];
+	/** Puts our health where the mesh sees it. */
+	report: (report: HealthReport) => void;
+	/** Has what is waiting to be registered tried at once. */
+	retry: () => void;
+	/** The stream to the control plane is asked for. */
+	isEntered: boolean;
 	/** Why the next stream is to register nothing; undefined = it registers us. */
 	withheld: () => string | undefined;
 }
@@ -115,6 +121,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	status.addCommand('retry', async () => {
 		retryNow();
 		relay.retryNow();
+		mesh.retry();
 		onRetry();
 	});
 	// A stream refused for want of a certificate need not wait out its backoff once there is one.
@@ -132,6 +139,9 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		rotateNow,
 		mend,
 		addresses: workload.addresses,
+		report: relay.setHealth,
+		retry: () => {},
+		isEntered: false,
 		withheld: () => undefined,
 	};
 	return mesh;

@@ -3,19 +3,18 @@ import {type MeshSource, originOf} from './layers.ts';
 import {parseProbe} from './probe.ts';
 import {byDefault, type Resolver} from './resolver.ts';
 import {table} from './settings.ts';
-import type {HealthConfig, ProbeConfig, WorkloadConfig} from './types.ts';
+import type {HealthConfig, ProbeConfig} from './types.ts';
 import {ValueError} from './values.ts';
 
 /** @param configs - mesh.yaml and PROXY_CONFIG, the latter first; istioctl puts the WorkloadGroup's probe there */
 export function readHealth(
 	resolver: Resolver,
 	configs: readonly MeshSource[],
-	{group, metadata}: Pick<WorkloadConfig, 'group' | 'metadata'>,
+	hasEntry: boolean,
 	stateDir: string,
 ): HealthConfig {
 	const mode = resolver.take(table.healthMode);
 	const probes = mode === 'off' ? [] : readProbes(resolver, configs);
-	const hasEntry = group !== undefined || Boolean(metadata['WORKLOAD_ENTRY']);
 	resolver.note('health.isReported', resolver.origins.get(table.healthProbes.leaf) ?? byDefault);
 	resolver.note('health.stateDir', resolver.origins.get(table.stateDir.leaf) ?? byDefault);
 	return {

@@ -6,6 +6,7 @@ export {type KeptSettings, parseKept, renderKept} from './kept.ts';
 export type {Environment, ParsedFlags} from './layers.ts';
 export {keptPathOf, type LoadInput, loadConfig, ownBundle} from './load.ts';
 export {parseConfig} from './parse.ts';
+export {parsePlainYaml} from './plain-yaml.ts';
 export {type Problem, renderProblem, suggest} from './problems.ts';
 export {diskReader, type FileReader} from './reader.ts';
 export {renderConfig} from './render.ts';

@@ -23,6 +23,7 @@ import {parseMeshYaml, parseProxyConfig} from './mesh-yaml.ts';
 import {parseOnrampYaml} from './onramp-yaml.ts';
 import {FileFindings, Findings, suggest} from './problems.ts';
 import {type RuntimeValues, readProxy, readRelay, readStatus} from './proxy.ts';
+import {readRegistration} from './registration.ts';
 import {byDefault, Resolver} from './resolver.ts';
 import {settings, table} from './settings.ts';
 import type {BundleSource, SourceFile, Sources} from './sources.ts';
@@ -85,7 +86,9 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	});
 	const {addresses, config: address} = readAddresses(resolver, host, controlPlane);
 	// The control plane is told what is done, not what was asked for.
-	const workload = {...asked, addresses, isDnsCaptured: dns.mode !== 'off'};
+	const registration = readRegistration(resolver, asked, stateDir);
+	const group = registration.mode === 'auto' ? asked.group : undefined;
+	const workload = {...asked, group, addresses, isDnsCaptured: dns.mode !== 'off'};
 	const identity = readIdentity(resolver, controlPlane);
 	if (workload.isDnsCaptured !== asked.isDnsCaptured) noteCapture(resolver);
 	const relay = readRelay(resolver, workload.isDnsCaptured, stateDir);
@@ -99,7 +102,9 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		stateDir,
 		runDir,
 	});
-	const health = readHealth(resolver, configs, workload, stateDir);
+	const hasEntry =
+		group !== undefined || registration.mode === 'direct' || Boolean(workload.metadata['WORKLOAD_ENTRY']);
+	const health = readHealth(resolver, configs, hasEntry, stateDir);
 	const [first] = controlPlane.endpoints;
 	const proxyConfig = effectiveProxyConfig(
 		configs.map(({parsed}) => parsed.fields),
@@ -125,6 +130,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 		capture,
 		health,
 		address,
+		registration,
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
 		isNotifyEnabled: resolver.take(table.notify),
 	};

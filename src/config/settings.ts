@@ -275,6 +275,57 @@ export const table = {
 		},
 	),
 
+	registrationMode: setting(
+		'registration.mode',
+		values.choice('auto', 'direct', 'off'),
+		'auto',
+		'Who writes our WorkloadEntry: auto = istiod, if there is a WorkloadGroup in workload.group; direct = the agent, through the Kubernetes API; off = nobody',
+		{isCommon: true},
+	),
+	registrationEntry: setting(
+		'registration.entry',
+		values.dnsName,
+		undefined,
+		'With direct: name of the WorkloadEntry. Default: GROUP-ADDRESS[-NETWORK], as istiod names it',
+		{leaf: 'registration.entryName'},
+	),
+	// Somebody who deletes the entry by hand is noticed within this; a thousand VMs ask 33 times a second then.
+	registrationCheck: setting(
+		'registration.check',
+		values.duration(1000),
+		'1m',
+		'With direct: look at WorkloadEntry and WorkloadGroup about this often, and put the entry right',
+		{leaf: 'registration.checkMs'},
+	),
+	kubeconfig: setting(
+		'registration.kubernetes.kubeconfig',
+		values.path,
+		undefined,
+		'With direct: how the Kubernetes API is reached; its current context counts, and programs it names are not run',
+		{leaf: 'registration.kubernetes'},
+	),
+	kubernetesServer: setting(
+		'registration.kubernetes.server',
+		values.httpsUrl,
+		undefined,
+		'With direct, instead of a kubeconfig: https://HOST[:PORT] of the Kubernetes API',
+		{leaf: 'registration.kubernetes.server'},
+	),
+	kubernetesCa: setting(
+		'registration.kubernetes.ca',
+		values.trustAnchor,
+		undefined,
+		'Root certificates of that server: a PEM file, or SYSTEM. Needed with it',
+		{leaf: 'registration.kubernetes.trustAnchor'},
+	),
+	kubernetesToken: setting(
+		'registration.kubernetes.token',
+		values.path,
+		undefined,
+		'File with the token for that server; read each time. Needed with it',
+		{leaf: 'registration.kubernetes.tokenPath'},
+	),
+
 	endpoints: setting(
 		'control-plane.endpoints',
 		values.endpoints,

@@ -32,7 +32,7 @@ export interface WorkloadConfig {
 	readonly clusterId: string;
 	/** First is the address that names the WorkloadEntry; stable over reboots. Never empty. */
 	readonly addresses: readonly string[];
-	/** WorkloadGroup to be registered in (AUTO_REGISTER_GROUP), or undefined. */
+	/** WorkloadGroup that istiod is to register us in (AUTO_REGISTER_GROUP), or undefined: nobody, or we ourselves. */
 	readonly group: string | undefined;
 	/** DNS domain in the node id. */
 	readonly domain: string;
@@ -324,6 +324,35 @@ export interface HealthConfig {
 	readonly stateDir: string;
 }
 
+/** How the Kubernetes API is reached, and who we are there. Files are read each time they are used. */
+export type KubernetesConfig =
+	| {readonly kind: 'kubeconfig'; readonly path: string}
+	| {
+			readonly kind: 'server';
+			/** `https://HOST[:PORT][/PATH]`. */
+			readonly server: string;
+			readonly trustAnchor: TrustAnchor;
+			readonly tokenPath: string;
+	  };
+
+/** Who writes our WorkloadEntry. */
+export type RegistrationConfig =
+	/** istiod, when our stream names the WorkloadGroup of {@link WorkloadConfig.group}; or nobody, without one. */
+	| {readonly mode: 'auto' | 'off'}
+	/** We do. */
+	| {
+			readonly mode: 'direct';
+			/** The WorkloadGroup whose template it is made from. */
+			readonly group: string;
+			/** undefined: as istiod would name it. */
+			readonly entryName: string | undefined;
+			/** About how often it is looked at, ± a quarter. */
+			readonly checkMs: number;
+			readonly kubernetes: KubernetesConfig;
+			/** Directory for which machine we are and which entries are ours, below the state directory. */
+			readonly stateDir: string;
+	  };
+
 export interface LogConfig {
 	readonly level: 'debug' | 'info' | 'warn' | 'error';
 	readonly format: 'json' | 'text';
@@ -343,6 +372,7 @@ export interface Config {
 	readonly capture: CaptureConfig;
 	readonly health: HealthConfig;
 	readonly address: AddressConfig;
+	readonly registration: RegistrationConfig;
 	readonly log: LogConfig;
 	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
 	readonly isNotifyEnabled: boolean;

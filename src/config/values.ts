@@ -351,6 +351,14 @@ export function parseEndpoint(value: string): Endpoint {
 	};
 }
 
+export const httpsUrl = text('url', 'https://HOST, with a port if it is not 443', value => {
+	const url = URL.canParse(value) ? new URL(value) : undefined;
+	if (url?.protocol !== 'https:') throw new ValueError('is not a URL that begins with https://');
+	if (url.username || url.password || url.search || url.hash)
+		throw new ValueError('is more than scheme, host and path');
+	return url.href.replace(/\/$/, '');
+});
+
 /** `SYSTEM` or a file. */
 export const trustAnchor = text('anchor', 'a PEM file, or SYSTEM for the roots of this machine', (value, base) =>
 	value === 'SYSTEM' ? ({kind: 'system'} as const) : ({kind: 'file', path: resolve(base, nonEmpty(value))} as const),

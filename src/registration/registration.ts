@@ -49,6 +49,8 @@ export interface Registration extends Running {
 	status(): RegistrationStatus;
 	/** What it depends on besides the stream has changed. */
 	look(): void;
+	/** Takes us out of the mesh, whatever becomes of Envoy. */
+	leave(): Promise<void>;
 	/** How long istiod has had our stream; undefined while it has not. */
 	registeredForMs(): number | undefined;
 }
@@ -169,6 +171,13 @@ export function startRegistration({
 		return state === 'refused' || state === 'withdrawn' ? `${state}: ${reason}` : state;
 	};
 
+	const stop = async (): Promise<void> => {
+		unsubscribe();
+		withdraw();
+		// Envoy drains for a while yet, and who looks meanwhile is to know.
+		if (group !== undefined) enter('withdrawn');
+	};
+
 	if (group === undefined) gate.open('not asked for: no WorkloadGroup is set');
 	const unsubscribe = onUpstreamChange(look);
 	look();
@@ -193,17 +202,15 @@ export function startRegistration({
 		},
 		look,
 		registeredForMs: () => (state === 'registered' ? clock.monotonicMs() - sinceMs : undefined),
-		stop: async () => {
-			unsubscribe();
-			withdraw();
-			// Envoy drains for a while yet, and who looks meanwhile is to know.
-			if (group !== undefined) enter('withdrawn');
-		},
+		leave: stop,
+		stop,
 	};
 }
 
 const withdrawnReason = 'this agent has ended its stream, so that nobody is sent here; istiod deletes the entry';
-const withdrawnHint = 'there is no Envoy to take traffic: look at the gate proxy; registered again with the next Envoy';
+/** Of an entry that is taken away for want of Envoy. */
+export const withdrawnHint =
+	'there is no Envoy to take traffic: look at the gate proxy; registered again with the next Envoy';
 
 function unconfirmed(entry: string | undefined, until: Date | undefined): string {
 	const since = until ? ` since ${until.toISOString()}` : '';

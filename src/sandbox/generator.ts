@@ -182,7 +182,10 @@ export class ConfigGenerator {
 
 	/** Services whose traffic this proxy receives: its WorkloadEntry must be registered and healthy. */
 	inboundServices(node: ProxyNode): Service[] {
-		const entry = this.#deps.entries.find(node.namespace, entryName(node));
+		const {entries} = this.#deps;
+		const {namespace, group, addresses} = node;
+		const entry =
+			group === '' ? entries.findByAddress(namespace, addresses[0]!) : entries.find(namespace, entryName(node));
 		if (!entry || !isReady(entry)) return [];
 		const byPort = new Map<number, Service>();
 		for (const service of this.#deps.registry.services()) {
@@ -229,13 +232,13 @@ export class ConfigGenerator {
 		const selected = this.#deps.entries
 			.list()
 			.filter(entry => isReady(entry) && selects(service, entry))
-			.map(({namespace, nodeName, annotations, spec}) => ({
+			.map(({name: own, namespace, nodeName, annotations, labels, spec}) => ({
 				address: spec.address,
 				port: this.#ingressPort(nodeName, service.targetPort),
 				...(spec.serviceAccount === ''
 					? {}
 					: {spiffeId: `spiffe://${trustDomain}/ns/${namespace}/sa/${spec.serviceAccount}`}),
-				workload: `${annotations['istio.io/autoRegistrationGroup']};${namespace};${spec.labels['service.istio.io/canonical-name'] ?? spec.labels['app'] ?? name};;${clusterId}`,
+				workload: `${annotations['istio.io/autoRegistrationGroup'] ?? labels['service.istio.io/workload-name'] ?? own};${namespace};${spec.labels['service.istio.io/canonical-name'] ?? spec.labels['app'] ?? name};;${clusterId}`,
 			}));
 		const endpoints = [...fixed, ...selected];
 		this.#endpoints.set(service, endpoints);

@@ -4,6 +4,8 @@ export {EventLog} from './event-log.ts';
 export type {WorkloadPorts} from './generator.ts';
 export type {GrpcStatus} from './grpc-wire.ts';
 export type {MtlsMode} from './inbound.ts';
+export {type KubernetesApi, type KubernetesApiOptions, type Rule, startKubernetesApi} from './kubernetes-api.ts';
+export type {JsonMap, StoredObject} from './kubernetes-store.ts';
 export type {Protocol, ServiceSpec, StaticEndpoint, WorkloadGroupSpec} from './registry.ts';
 export {startSandbox} from './sandbox.ts';
 export type {TokenRequest} from './tokens.ts';

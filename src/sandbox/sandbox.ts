@@ -163,6 +163,7 @@ class ControlPlane {
 				this.#lifetimeMs = ms;
 			},
 			workloadEntries: () => this.#entries.list(),
+			putWorkloadEntry: entry => this.#entries.put(entry),
 			deleteWorkloadEntry: (namespace, name) => this.#entries.delete(namespace, name),
 			connections: () => this.#ads.connections(),
 			pushes: this.#pushes,

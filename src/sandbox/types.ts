@@ -90,6 +90,8 @@ export interface Sandbox extends Running {
 	/** Instead of what clients ask for; `undefined` gives them that again. */
 	setCertificateLifetimeMs(ms: number | undefined): void;
 	workloadEntries(): readonly WorkloadEntry[];
+	/** What somebody has written through the Kubernetes API. */
+	putWorkloadEntry(entry: WorkloadEntry): void;
 	/** Behind the back of whoever registered it. */
 	deleteWorkloadEntry(namespace: string, name: string): void;
 	connections(): readonly ConnectionView[];

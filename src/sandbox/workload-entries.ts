@@ -130,6 +130,20 @@ export class WorkloadEntries {
 		this.#timers.add(timer);
 	}
 
+	/** As somebody with the Kubernetes API does: creates, or replaces. */
+	put(entry: WorkloadEntry): void {
+		const before = this.#entries.get(keyOf(entry));
+		this.#entries.set(keyOf(entry), entry);
+		const isSame =
+			before && isReady(before) === isReady(entry) && JSON.stringify(before.spec) === JSON.stringify(entry.spec);
+		if (!isSame) this.#deps.onChange(entry);
+	}
+
+	/** Of a node that names no group: istiod finds it by its address. */
+	findByAddress(namespace: string, address: string): WorkloadEntry | undefined {
+		return this.list().find(entry => entry.namespace === namespace && entry.spec.address === address);
+	}
+
 	/** Takes a health report. One that changes nothing only moves the probe time. */
 	setHealth(node: ProxyNode, isHealthy: boolean, message: string): void {
 		const key = `${node.namespace}/${entryName(node)}`;

@@ -1,0 +1,1 @@
+export {type ApiObject, type ApiRequest, createKubernetesClient, type KubernetesClient} from './client.ts';
