@@ -67,6 +67,7 @@ export function stageAgent(root: string, {description, arch, folderOf}: AgentInp
 	write('/usr/share/doc/onramp/changelog.Debian.gz', gzip(renderDebianChangelog(description)));
 	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright 2026 the onramp authors'));
 	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(node, arch, folderOf)));
+	copy('docs/registration.yaml', '/usr/share/doc/onramp/registration.yaml');
 	copy('packaging/lintian-overrides', '/usr/share/lintian/overrides/onramp');
 }
 

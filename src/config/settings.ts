@@ -280,7 +280,6 @@ export const table = {
 		values.choice('auto', 'direct', 'off'),
 		'auto',
 		'Who writes our WorkloadEntry: auto = istiod, if there is a WorkloadGroup in workload.group; direct = the agent, through the Kubernetes API; off = nobody',
-		{isCommon: true},
 	),
 	registrationEntry: setting(
 		'registration.entry',

@@ -63,7 +63,7 @@ export async function readText(path: string, what: string): Promise<string> {
 	} catch (cause) {
 		throw new AgentError('kubernetes.access_unusable', `read ${what} for the Kubernetes API: ${reasonOf(cause)}`, {
 			cause,
-			hint: `put it at ${path} and let the user of the agent read it, or mend registration.kubernetes`,
+			hint: `put it at ${path} and let the user of the agent read it, or mend the settings of registration.kubernetes.*`,
 		});
 	}
 }

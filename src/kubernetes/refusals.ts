@@ -11,7 +11,8 @@ export interface Answer {
 	readonly isStatus: boolean;
 }
 
-const manifest = 'docs/registration.yaml';
+/** Where the packages put docs/registration.yaml. */
+const manifest = '/usr/share/doc/onramp/registration.yaml';
 
 /** `patch workloadentries/status vm-10.0.0.5 in namespace vm-ns`. */
 export const describeRequest = ({verb, resource, subresource, namespace, name}: ApiRequest): string =>
@@ -42,7 +43,7 @@ export function explainAnswer(answer: Answer, request: ApiRequest, access: Acces
 				'kubernetes.forbidden',
 				`${doing}: not allowed: the verb "${request.verb}" on ${kind} is missing for ${access.credentials}${said}`,
 				{
-					hint: `kubectl apply -n ${request.namespace} -f registration.yaml (${manifest}; /usr/share/doc/onramp/registration.yaml), with subjects that name the ServiceAccount of that token`,
+					hint: `sed s/NAMESPACE/${request.namespace}/ ${manifest} | kubectl apply -f -; in it, subjects is to name the ServiceAccount of that token`,
 					fields,
 				},
 			);
@@ -56,7 +57,7 @@ export function explainAnswer(answer: Answer, request: ApiRequest, access: Acces
 						'kubernetes.unsupported',
 						`${doing}: this API has no ${kind} of networking.istio.io/v1${said}`,
 						{
-							hint: 'check registration.kubernetes: is it the cluster of the mesh, with the resources of Istio 1.22 or later?',
+							hint: 'is registration.kubernetes.server, or that of the kubeconfig, the cluster of the mesh, and Istio there 1.22 or later?',
 							fields,
 						},
 					);

@@ -100,7 +100,7 @@ async function load(path: string): Promise<OwnRecord | undefined> {
 		/^[\w-]{8,64}$/.test(instance) &&
 		Array.isArray(marks?.macs) &&
 		Array.isArray(entries) &&
-		entries.every(each => typeof each === 'string' && /^[a-z0-9.-]+\/[a-z0-9.-]+$/.test(each));
+		entries.every(each => typeof each === 'string' && /^[a-z0-9][a-z0-9-]*\/[a-z0-9][a-z0-9.-]*$/.test(each));
 	if (!isWhole) throw new Error('is not what was written, or of another version');
 	return record as OwnRecord;
 }
