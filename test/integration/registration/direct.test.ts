@@ -113,6 +113,8 @@ test.serial(
 		const stopped = vm.stop();
 		await until('gone from the API', () => entryOf(kubernetes) === undefined);
 		t.not(vm.envoyPid(), undefined, 'while Envoy serves what is under way');
+		const before = load.result().sent;
+		await until('more requests', () => load.result().sent > before + 20);
 		assertNoneFailed(t, {out: await load.stop()});
 		t.is(await stopped, 0);
 		t.regex(kubernetes.api.requests.at(-1)!, /^delete workloadentries vm-127\.0\.1\.11 200$/);
