@@ -15,6 +15,7 @@ export type ErrorCode =
 	| 'identity.token_malformed'
 	| 'identity.token_expired'
 	| 'identity.token_audience'
+	| 'identity.token_program'
 	| 'identity.issued_invalid'
 	| 'identity.source_unusable'
 	// control plane

@@ -1,7 +1,7 @@
 import type {Config, WorkloadConfig} from './config/index.ts';
 import {buildNode, createControlPlane, encodeNode, type NodeSettings} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
-import {type Identity, startIdentity} from './identity/index.ts';
+import {createTokenSource, type Identity, startIdentity} from './identity/index.ts';
 import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
 import type {Logger} from './log.ts';
@@ -59,11 +59,14 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	const {workload} = config;
 	// The control plane shows the certificate that identity got from the control plane; the first time there is none.
 	let identity: Identity | undefined;
+	const {tokenAudience: audience} = config.controlPlane;
+	const token = createTokenSource(config.controlPlane, {audience, clock, signal});
 	const controlPlane = createControlPlane({
 		...base,
 		config: config.controlPlane,
 		workload,
 		clientCertificate: () => identity?.current(),
+		token,
 		learnedRoots: () => identity?.trustBundlePem() ?? '',
 		log: logOf('control-plane'),
 	});
@@ -74,8 +77,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 				config: config.identity,
 				workload,
 				state,
-				tokenPath: config.controlPlane.tokenPath,
-				tokenAudience: config.controlPlane.tokenAudience,
+				token,
 				requestCertificate: controlPlane.requestCertificate,
 				log: logOf('identity'),
 				gate: readiness.gate('identity'),

@@ -89,7 +89,12 @@ const isValidAt = ({validFrom, validTo}: X509Certificate, now: Date): boolean =>
 
 /** Only a warning: a machine that has its certificate needs the token never again. */
 function checkToken({controlPlane, identity}: Config, reader: FileReader): Problem[] {
-	return identity.source.kind === 'control-plane' ? checkTokenFile(controlPlane.tokenPath, reader) : [];
+	if (identity.source.kind !== 'control-plane') return [];
+	const [program] = controlPlane.tokenProgram;
+	if (program === undefined)
+		return controlPlane.credentialPath === undefined ? checkTokenFile(controlPlane.tokenPath, reader) : [];
+	const remedy = 'give its path in identity.token-program, and let the user of the agent execute it';
+	return reader.can(program, 'execute') ? [] : [warning(program, 'the program for tokens cannot be executed', remedy)];
 }
 
 function checkTokenFile(path: string, reader: FileReader): Problem[] {

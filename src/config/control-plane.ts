@@ -11,6 +11,7 @@ export interface ControlPlaneSources {
 	readonly bundle: BundleSource | undefined;
 	/** The bundle's own `hosts`. */
 	readonly hosts: ReadonlyMap<string, readonly string[]>;
+	readonly credentialPath: string | undefined;
 	/** controlPlaneAuthPolicy of ProxyConfig. */
 	readonly authPolicy: unknown;
 }
@@ -19,7 +20,7 @@ export interface ControlPlaneSources {
 const leastKeepaliveMs = 15_000;
 
 export function readControlPlane(resolver: Resolver, sources: ControlPlaneSources): ControlPlaneConfig {
-	const {bundle, hosts, authPolicy} = sources;
+	const {bundle, hosts, authPolicy, credentialPath} = sources;
 	const inBundle: Origin = bundle ? {kind: 'bundle', place: bundle.path} : byDefault;
 	const isPlaintext = authPolicy === 'NONE' || authPolicy === 0;
 	const endpoints = resolver.take(table.endpoints).map(each => (isPlaintext ? {...each, isPlaintext} : each));
@@ -36,6 +37,17 @@ export function readControlPlane(resolver: Resolver, sources: ControlPlaneSource
 		findings.warn(ca.place, 'a CA endpoint without TLS gives no certificates');
 	if (keepaliveMs < leastKeepaliveMs)
 		findings.warn(table.keepalive.key, 'istiod may close connections that ping more often than each 15s');
+	const tokenPath = resolver.orElse(
+		table.tokenPath,
+		bundle?.tokenPath ?? '/var/run/secrets/tokens/istio-token',
+		inBundle,
+	);
+	// Who names a file means that file.
+	const credential = tokenPath.origin === inBundle ? credentialPath : undefined;
+	resolver.note(
+		'controlPlane.credentialPath',
+		credential === undefined ? byDefault : {kind: 'environment', place: 'CREDENTIALS_DIRECTORY'},
+	);
 	return {
 		endpoints,
 		caEndpoints: ca.value,
@@ -45,8 +57,9 @@ export function readControlPlane(resolver: Resolver, sources: ControlPlaneSource
 		hosts: readHosts(resolver, hosts, bundle),
 		xdsHeaders: readHeaders(resolver, table.xdsHeaders, 'XDS_HEADER_'),
 		caHeaders: readHeaders(resolver, table.caHeaders, 'CA_HEADER_'),
-		tokenPath: resolver.orElse(table.tokenPath, bundle?.tokenPath ?? '/var/run/secrets/tokens/istio-token', inBundle)
-			.value,
+		tokenPath: tokenPath.value,
+		credentialPath: credential,
+		tokenProgram: resolver.take(table.tokenProgram),
 		tokenAudience: resolver.take(table.tokenAudience),
 		connectTimeoutMs: resolver.take(table.connectTimeout),
 		keepaliveMs,

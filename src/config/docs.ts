@@ -16,7 +16,7 @@ The first of these that has a value decides:
 7. the default
 
 \`onramp config print\` shows each value with its origin. A key or an \`ONRAMP_*\` variable that does not exist is an error,
-and all errors are told at once, with exit code 78. A token is never given as a value, only as the path of its file.
+and all errors are told at once, with exit code 78. A token is never given as a value, only as the path of its file, or as a program that prints it.
 
 Values: durations are \`500ms\`, \`10s\`, \`1h30m\`; sizes \`64MiB\`; lists are separated by commas, or lists in YAML; pairs are
 \`a=b,c=d\`, or maps in YAML. Relative paths start at the working directory, in the file at its own directory, in Istio's
@@ -24,7 +24,8 @@ files at \`/\`.
 
 The bundle is the directory of \`bundle\`, else \`/etc/onramp/bundle\`, else the places of the istio-sidecar package:
 \`/var/lib/istio/envoy/cluster.env\`, \`/etc/istio/config/mesh\`, \`/etc/certs/root-cert.pem\`,
-\`/var/run/secrets/tokens/istio-token\`. \`cluster.env\` is read as a shell would read it, but nothing is run or expanded.
+\`/var/run/secrets/tokens/istio-token\`. A token that systemd hands over (\`$CREDENTIALS_DIRECTORY/istio-token\`) counts before
+that of either, as long as it can be used, unless \`control-plane.token-path\` is set. \`cluster.env\` is read as a shell would read it, but nothing is run or expanded.
 `;
 
 /** docs/configuration.md, whole. */

@@ -59,8 +59,10 @@ export function loadConfig({argv, env, host, files, isStrict = false}: LoadInput
 		findings,
 		pick([...layers, ...ownFileLayer(file), ...ownFileLayer(kept)], table.bundle),
 	);
+	const credential = env['CREDENTIALS_DIRECTORY'] && join(env['CREDENTIALS_DIRECTORY'], 'istio-token');
+	const credentialPath = credential && kindOf(files, credential) === 'file' ? credential : undefined;
 	const envoyPath = kindOf(files, packagedEnvoy) === 'file' ? packagedEnvoy : istioEnvoy;
-	const sources = {flags: argv, env, file, kept, bundle, host: {...host, cwd, envoyPath}};
+	const sources = {flags: argv, env, file, kept, bundle, host: {...host, cwd, envoyPath}, credentialPath};
 	return {...parseConfig(sources, findings, isStrict ? 'refuse' : 'warn'), files: seen};
 }
 

@@ -70,7 +70,11 @@ export function parseConfig(
 	return deepFreeze({config, origins: resolver.origins, warnings: findings.warnings});
 }
 
-function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: readonly MeshSource[]): Config {
+function buildConfig(
+	resolver: Resolver,
+	{bundle, host, credentialPath}: Sources,
+	configs: readonly MeshSource[],
+): Config {
 	const {findings} = resolver;
 	const stateDir = resolver.take(table.stateDir);
 	const runDir = resolver.take(table.runDir);
@@ -78,6 +82,7 @@ function buildConfig(resolver: Resolver, {bundle, host}: Sources, configs: reado
 	const asked = readWorkload(resolver, host);
 	const dns = readDns(resolver, asked.isDnsCaptured, stateDir);
 	const controlPlane = readControlPlane(resolver, {
+		credentialPath,
 		bundle,
 		hosts: readFile(bundle?.hosts, findings, parseHosts) ?? new Map(),
 		authPolicy: configs.find(({parsed}) => 'controlPlaneAuthPolicy' in parsed.fields)?.parsed.fields[

@@ -476,6 +476,13 @@ export const table = {
 			],
 		},
 	),
+	tokenProgram: setting(
+		'identity.token-program',
+		values.command,
+		'',
+		'Program that prints the bootstrap token, and its arguments; run as the user of the agent, without a shell, instead of reading a file',
+		{leaf: 'controlPlane.tokenProgram'},
+	),
 	identityCert: setting('identity.cert', values.path, undefined, 'Certificate chain, with source "files"', {
 		leaf: 'identity.source.certPath',
 		istio: [{name: 'ISTIO_META_TLS_CLIENT_CERT_CHAIN', read: nonEmpty}, gkeFile('certificates.pem')],

@@ -36,5 +36,7 @@ export interface Sources {
 	/** Settings that `onramp join` was given and has kept. */
 	readonly kept: SourceFile | undefined;
 	readonly bundle: BundleSource | undefined;
+	/** A token that systemd has handed over (LoadCredential=istio-token). */
+	readonly credentialPath?: string | undefined;
 	readonly host: HostFacts;
 }

@@ -67,6 +67,10 @@ export interface ControlPlaneConfig {
 	readonly caHeaders: Readonly<Record<string, string>>;
 	/** Bootstrap token; read at each use. */
 	readonly tokenPath: string;
+	/** The same as systemd has handed it over; counts first, as long as it can be used. */
+	readonly credentialPath: string | undefined;
+	/** Prints the bootstrap token; run instead of reading a file. Empty: there is none. */
+	readonly tokenProgram: readonly string[];
 	/** Audience the control plane asks for, `istio-ca`. */
 	readonly tokenAudience: string;
 	readonly connectTimeoutMs: number;

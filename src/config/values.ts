@@ -222,6 +222,19 @@ export const domains: ValueType<readonly string[]> = {
 
 export const strings = listOf('list', anyString);
 
+/** A program by its whole path, since services have a PATH of their own; and its arguments. Nothing is no program. */
+export const command: ValueType<readonly string[]> = {
+	...strings,
+	name: 'command',
+	accepts: '/PATH/TO/PROGRAM and its arguments, as a list; separated by commas where lists cannot be written',
+	parse: (raw, base) => {
+		const words = strings.parse(raw, base);
+		if (words.length > 0 && !words[0]!.startsWith('/'))
+			throw new ValueError('does not begin with the path of a program');
+		return words;
+	},
+};
+
 export const ports = listOf('ports', port);
 
 /** `*`, or a list; nothing is an empty list. */

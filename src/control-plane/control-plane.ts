@@ -1,7 +1,7 @@
 import type {ClientDuplexStream} from '@grpc/grpc-js';
 import type {ControlPlaneConfig, Endpoint, TrustAnchor, WorkloadConfig} from '../config/types.ts';
 import {AgentError, reasonOf} from '../errors.ts';
-import {type RequestCertificate, readBootstrapToken} from '../identity/index.ts';
+import type {RequestCertificate, TokenSource} from '../identity/index.ts';
 import type {Clock, Metrics} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {createCertificate} from './ca.ts';
@@ -36,6 +36,7 @@ export interface ControlPlaneDeps {
 	readonly workload: Pick<WorkloadConfig, 'namespace' | 'serviceAccount' | 'clusterId' | 'group'>;
 	/** The pair to show, asked afresh for each connection; undefined while there is none. */
 	readonly clientCertificate: () => ClientCertificate | undefined;
+	readonly token: TokenSource;
 	/** Roots it has told us of, PEM or ''; they outlive the certificate they came with. */
 	readonly learnedRoots?: () => string;
 	readonly clock: Clock;
@@ -63,6 +64,7 @@ export function createControlPlane({
 	config,
 	workload,
 	clientCertificate,
+	token: tokenSource,
 	learnedRoots = () => '',
 	clock,
 	log,
@@ -88,7 +90,7 @@ export function createControlPlane({
 	/** The token, or why there is none; a token that cannot help is not sent. */
 	async function readToken(): Promise<{token?: Credentials['token']; problem?: unknown; description: string}> {
 		try {
-			const token = await readBootstrapToken(config.tokenPath, {audience: config.tokenAudience, now: clock.now()});
+			const token = await tokenSource.read();
 			const expiry = token.expiresAt ? `, expires ${token.expiresAt.toISOString()}` : '';
 			const doubts = token.problems.map(problem => `, but: ${problem.message}`).join('');
 			return {token, description: `token for ${token.subject ?? 'an unnamed subject'}${expiry}${doubts}`};

@@ -9,8 +9,6 @@ import type {StoredPair} from './store.ts';
 import {watchToken} from './token-watch.ts';
 import type {CertificateRequest} from './types.ts';
 
-/** Istio's default TOKEN_AUDIENCES. */
-const defaultAudience = 'istio-ca';
 const defaultTrialDelayMs = 60_000;
 
 /**
@@ -59,7 +57,7 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 	const rotator = startRotator({
 		issue,
 		current: () => served.current(),
-		token: watchToken({path: deps.tokenPath, audience: deps.tokenAudience ?? defaultAudience, clock}),
+		token: watchToken(deps.token),
 		plan: {share: config.rotateAtShare, jitter: config.rotateJitter, rideOutMs: config.rideOutMs},
 		retryMaxMs: config.retryMaxMs,
 		trialDelayMs: deps.trialDelayMs ?? defaultTrialDelayMs,

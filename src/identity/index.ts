@@ -1,5 +1,6 @@
 export {startIdentity} from './identity.ts';
 export {type BootstrapToken, readBootstrapToken} from './token.ts';
+export {createTokenSource, type TokenSource} from './token-source.ts';
 export type {
 	CertificateOrigin,
 	CertificateRequest,

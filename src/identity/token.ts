@@ -34,9 +34,21 @@ const remedy =
  * @throws AgentError identity.token_missing, token_empty, token_malformed (not a JWT, binary, over 64 KiB), token_expired
  */
 export async function readBootstrapToken(path: string, {audience, now}: TokenExpectation): Promise<BootstrapToken> {
-	const text = (await readText(path)).trim();
+	return parseBootstrapToken(await readText(path), path, {audience, now});
+}
+
+/**
+ * @param path - as it follows "token" in a message
+ * @throws AgentError identity.token_empty, token_malformed, token_expired
+ */
+export function parseBootstrapToken(
+	untrimmed: string,
+	path: string,
+	{audience, now}: TokenExpectation,
+): BootstrapToken {
+	const text = untrimmed.trim();
 	if (text === '') {
-		throw new AgentError('identity.token_empty', `read token ${path}: the file is empty`, {hint: remedy});
+		throw new AgentError('identity.token_empty', `read token ${path}: it is empty`, {hint: remedy});
 	}
 	const claims = parseClaims(path, text);
 	const subject = typeof claims['sub'] === 'string' ? claims['sub'] : undefined;

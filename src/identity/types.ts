@@ -3,6 +3,7 @@ import type {ErrorCode} from '../errors.ts';
 import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger, Secret} from '../log.ts';
 import type {HeldState} from './state-dir.ts';
+import type {TokenSource} from './token-source.ts';
 
 /** A key, the certificate chain for it and the roots that came with it: always whole, never changed in place. */
 export interface WorkloadCertificate {
@@ -102,10 +103,7 @@ export interface Identity extends Running {
 export interface IdentityDeps {
 	readonly config: IdentityConfig;
 	readonly workload: Pick<WorkloadConfig, 'trustDomain' | 'namespace' | 'serviceAccount'>;
-	/** Bootstrap token; read at each use. */
-	readonly tokenPath: string;
-	/** Audience the control plane asks for; `istio-ca` unless said. */
-	readonly tokenAudience?: string;
+	readonly token: TokenSource;
 	readonly requestCertificate: RequestCertificate;
 	readonly clock: Clock;
 	/** In [0, 1). */

@@ -106,6 +106,39 @@ step('joined, a machine is called and calls over mutual TLS, and its application
 	t.regex(await a.machine.must('onramp join /root/bundle'), /nothing to do/, 'again changes nothing');
 });
 
+step(
+	'a token in the credential store is enough to join with, plain or encrypted, and no file of the bundle is',
+	async t => {
+		const {machine} = a;
+		const since = async () => machine.must('systemctl show onramp-agent -p InvocationID --value');
+		const dropIn = '/run/systemd/system/onramp-agent.service.d';
+		const token = '/etc/onramp/bundle/istio-token';
+		const ways = [
+			`install -d -m 0700 /etc/credstore && install -m 0600 -o root -g root /root/token /etc/credstore/istio-token`,
+			`rm -r /etc/credstore; systemd-creds encrypt --with-key=host --name=istio-token /root/token /root/token.cred 2>/dev/null && mkdir ${dropIn} && printf '[Service]\\nLoadCredentialEncrypted=istio-token:/root/token.cred\\n' > ${dropIn}/token.conf`,
+		];
+		await machine.must(`mv ${token} /root/token`);
+		for (const way of ways) {
+			const before = await since();
+			await machine.must(way);
+			await machine.must(
+				'systemctl stop onramp && rm -r /var/lib/onramp/identity && systemctl daemon-reload && systemctl start onramp',
+			);
+			await machine.must('onramp status --wait 60s');
+			t.not(await since(), before);
+			const list = await machine.must('ls -ln /run/credentials/onramp-agent.service/istio-token');
+			t.regex(list, /^-r-------- /, 'nobody else can read it');
+		}
+		await machine.must(
+			`mv /root/token ${token}; rm -r /root/token.cred ${dropIn}; systemctl daemon-reload; rm -f /var/lib/systemd/credential.secret`,
+		);
+		await machine.must('systemctl restart onramp-agent');
+		await untilReady(a);
+		await untilActive(a, 'onramp-ready.target');
+		await assertBothWays(t);
+	},
+);
+
 step('the units hold what they promise: no capability, no root, an exposure of 1.5 at most', async t => {
 	const list = readdirSync(join(import.meta.dirname, '../../packaging/units'));
 	t.is(await a.machine.must(`systemd-analyze verify --man=no ${list.join(' ')} 2>&1`), '', 'no complaint');

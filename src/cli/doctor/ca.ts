@@ -2,6 +2,7 @@ import {X509Certificate} from 'node:crypto';
 import {createControlPlane} from '../../control-plane/index.ts';
 import {AgentError} from '../../errors.ts';
 import {renderCsr} from '../../identity/csr.ts';
+import {createTokenSource} from '../../identity/index.ts';
 import {generateKey} from '../../identity/key.ts';
 import {Metrics, systemClock} from '../../lifecycle/index.ts';
 import {silentLogger} from '../../log.ts';
@@ -11,10 +12,12 @@ import {type Finding, fail, ok, skip, withConfig} from './types.ts';
 export const ca = withConfig('CA', async (config): Promise<readonly Finding[]> => {
 	const {identity, workload, controlPlane} = config;
 	if (identity.source.kind !== 'control-plane') return [skip(`certificates come from ${identity.source.kind}`)];
+	const signal = AbortSignal.timeout(30_000);
 	const {requestCertificate} = createControlPlane({
 		config: controlPlane,
 		workload,
 		clientCertificate: () => undefined,
+		token: createTokenSource(controlPlane, {audience: controlPlane.tokenAudience, clock: systemClock, signal}),
 		clock: systemClock,
 		log: silentLogger,
 		metrics: new Metrics(),
@@ -29,7 +32,7 @@ export const ca = withConfig('CA', async (config): Promise<readonly Finding[]> =
 				certSigner: identity.certSigner,
 				auth: 'any',
 			},
-			AbortSignal.timeout(30_000),
+			signal,
 		);
 		const {subjectAltName, validTo} = new X509Certificate(chain[0] ?? '');
 		return [ok(`signs for ${subjectAltName?.replace('URI:', '')}, until ${new Date(validTo).toISOString()}`)];

@@ -8,7 +8,9 @@ import {type Finding, fail, ok, skip, warn, withConfig} from './types.ts';
 export const token = withConfig('token', async (config, patient) => {
 	if (config.identity.source.kind !== 'control-plane')
 		return [skip(`certificates come from ${config.identity.source.kind}, not by token`)];
-	const {tokenPath} = config.controlPlane;
+	const {tokenPath, tokenProgram} = config.controlPlane;
+	if (tokenProgram.length > 0)
+		return [skip(`the agent gets them from ${tokenProgram[0]}, run as its user; "onramp status" tells of failures`)];
 	const {claims, problems} = look(tokenPath, config, patient.now);
 	const until = claims?.expiresAt ? `until ${claims.expiresAt.toISOString()}` : 'without an end';
 	if (problems.length === 0) return [ok(`${claims?.subject ?? 'no subject'}, ${until}`)];

@@ -55,7 +55,7 @@ async function tryLoad(
 }
 
 function checkToken({config}: LoadedConfig, path: string, isKnown: boolean): Problem[] {
-	if (config.identity.source.kind !== 'control-plane') return [];
+	if (config.identity.source.kind !== 'control-plane' || config.controlPlane.tokenProgram.length > 0) return [];
 	const bytes = diskReader.read(path, 65_536);
 	const missing: Problem = {
 		severity: 'error',

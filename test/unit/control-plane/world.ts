@@ -4,6 +4,7 @@ import {join} from 'node:path';
 import type {ExecutionContext} from 'ava';
 import type {ControlPlaneConfig, Endpoint, WorkloadConfig} from '../../../src/config/types.ts';
 import {type ControlPlane, type ControlPlaneDeps, createControlPlane} from '../../../src/control-plane/index.ts';
+import {createTokenSource} from '../../../src/identity/index.ts';
 import {Metrics, systemClock} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
 
@@ -46,7 +47,9 @@ export async function makeControlPlane(t: ExecutionContext, setting: Setting): P
 	if (token !== undefined) await writeFile(tokenPath, token);
 	await writeFile(rootPath, rootPem);
 	const trustAnchor = {kind: 'file', path: rootPath} as const;
+	const signal = new AbortController().signal;
 	return createControlPlane({
+		token: createTokenSource({tokenPath}, {audience: 'istio-ca', clock: deps?.clock ?? systemClock, signal}),
 		log: silentLogger,
 		metrics: new Metrics(),
 		clock: systemClock,
@@ -60,6 +63,8 @@ export async function makeControlPlane(t: ExecutionContext, setting: Setting): P
 			xdsHeaders: {},
 			caHeaders: {},
 			tokenPath,
+			credentialPath: undefined,
+			tokenProgram: [],
 			tokenAudience: 'istio-ca',
 			connectTimeoutMs: 5000,
 			keepaliveMs: 30_000,

@@ -6,6 +6,7 @@ import type {IdentityConfig} from '../../../src/config/types.ts';
 import {AgentError} from '../../../src/errors.ts';
 import {
 	type CertificateRequest,
+	createTokenSource,
 	type Identity,
 	type IdentityDeps,
 	startIdentity,
@@ -83,7 +84,7 @@ export async function createWorld(t: ExecutionContext, lifeMs = 24 * hour): Prom
 				{
 					config: {...config, ...change},
 					workload: {trustDomain: 'cluster.local', namespace: 'bar', serviceAccount: 'vm'},
-					tokenPath,
+					token: createTokenSource({tokenPath}, {audience: 'istio-ca', clock, signal: new AbortController().signal}),
 					requestCertificate: (request, signal) => {
 						requests.push(request);
 						return world.answer(request, signal);
