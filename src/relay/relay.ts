@@ -1,17 +1,17 @@
 import type {ServerDuplexStream, ServiceDefinition, UntypedServiceImplementation} from '@grpc/grpc-js';
 import type {RelayConfig} from '../config/types.ts';
 import {saysNo} from '../control-plane/refusals.ts';
-import {AgentError} from '../errors.ts';
 import type {Clock, Gate, Metrics, Running} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
-import {isWildcardType, shortType, typeUrl} from '../proto/types.ts';
-import {FieldReader} from '../proto/wire.ts';
+import {shortType, typeUrl} from '../proto/types.ts';
 import {Cache, type Change} from './cache.ts';
 import type {ErrorDetail, Response} from './envelope.ts';
 import {listRemoteCode, type RemoteCode} from './remote-code.ts';
 import type {Removal} from './rewrite.ts';
+import {SavedConfiguration} from './saved.ts';
 import {type DownstreamProtocol, Session} from './session.ts';
 import {Snapshot, type SnapshotStatus} from './snapshot.ts';
+import {bodyOf, parseTrustBundle} from './trust-bundle.ts';
 import {type HealthReport, Upstream, type UpstreamDeps, type UpstreamStatus} from './upstream.ts';
 
 /** An update that Envoy refused; the text is Envoy's own and names the resources. */
@@ -86,17 +86,6 @@ export interface RelayDeps {
  */
 const dataPlaneGraceMs = 10_000;
 
-/**
- * What is saved is used when the control plane has failed to answer once, or for this long. It may be outdated, and a
- * control plane that is there answers sooner.
- */
-const savedAfterMs = 1000;
-
-/** An Envoy that ends this soon after it was given what is saved may have died of it. */
-const digestionMs = 30_000;
-/** So many in a row, and it is taken for poison. */
-const maxDeaths = 3;
-
 /** An answer of the control plane that it has no acknowledgement for yet. */
 interface Pending {
 	readonly nonce: string;
@@ -117,13 +106,7 @@ export function startRelay(deps: RelayDeps): Relay {
 	let hasLeft = false;
 	let isHeld = false;
 	let grace = new AbortController();
-	const patience = new AbortController();
 	let proxyConfig: Buffer | undefined;
-	let savedAt: Date | undefined;
-	let restoring: Promise<void> | undefined;
-	/** Whether any of the configuration has come from the control plane: nothing older is put over it. */
-	let hasHeard = false;
-	let deaths = 0;
 	let lastWord: Promise<void> | undefined;
 	const snapshot =
 		config.snapshotDir === undefined
@@ -139,6 +122,29 @@ export function startRelay(deps: RelayDeps): Relay {
 					clock,
 					log,
 				});
+	const saved = new SavedConfiguration({
+		snapshot,
+		cache,
+		mayBeUsed: () => {
+			// A control plane that is there and says no is not overruled: what it once sent is not for this workload any more.
+			const {lastError} = upstream.status();
+			return !hasLeft && !(lastError && saysNo(lastError.code));
+		},
+		whyNotNewer,
+		onProxyConfig: any => {
+			if (proxyConfig) return;
+			proxyConfig = Buffer.from(any);
+			deps.onTrustBundle?.(parseTrustBundle(bodyOf(proxyConfig)));
+		},
+		onRestored: taken => {
+			followEndpoints(taken.get(typeUrl.cluster)!);
+			for (const session of sessions)
+				for (const [url, change] of taken) session.update(url, change, cache.type(url).isComplete);
+			updateGate();
+		},
+		onDropped: updateGate,
+		log,
+	});
 
 	const answers = metrics.counter('relay_upstream_responses_total', 'Answers of the control plane, by type.');
 	const envoyAnswers = metrics.counter('relay_envoy_answers_total', 'Envoy’s answers to updates, by type and result.');
@@ -158,11 +164,12 @@ export function startRelay(deps: RelayDeps): Relay {
 	if (config.isProxyConfigWanted) upstream.subscribe(typeUrl.proxyConfig);
 
 	function followUpstream(): void {
-		if (upstream.status().lastError) void restoreSaved();
+		if (upstream.status().lastError) saved.use();
 		updateGate();
 	}
 
 	function updateGate(): void {
+		const {savedAt} = saved;
 		if (cache.isConfirmed) gate.open('configuration received');
 		else if (savedAt && cache.isComplete) gate.open(`as saved ${savedAt.toISOString()}; ${whyNotNewer()}`);
 		else {
@@ -184,52 +191,8 @@ export function startRelay(deps: RelayDeps): Relay {
 		return true;
 	}
 
-	/**
-	 * Once, and only into an empty cache. A control plane that is there and says no is not overruled: what it once sent
-	 * is not for this workload any more.
-	 */
-	function restoreSaved(): Promise<void> {
-		const {lastError} = upstream.status();
-		if (hasHeard || hasLeft || (lastError && saysNo(lastError.code))) return Promise.resolve();
-		restoring ??= restore()
-			.catch((err: unknown) => log.error({err}, 'saved configuration could not be taken in'))
-			.finally(() => {
-				restoring = done;
-			});
-		return restoring;
-	}
-
-	async function restore(): Promise<void> {
-		const saved = await snapshot?.restore();
-		if (!saved) return;
-		const taken = new Map<string, Change>();
-		let savedProxyConfig: Buffer | undefined;
-		for (const {typeUrl: url, resources, removed} of saved.answers) {
-			// The last one: those before it are what it was then.
-			if (url === typeUrl.proxyConfig) savedProxyConfig = resources.any(0);
-			else await cache.type(url).restore(resources, removed);
-		}
-		for (const [url, type] of cache.types()) {
-			taken.set(url, {changed: [...type.resources.values()], removed: [], confirmed: []});
-			if (isWildcardType(url)) type.isComplete = true;
-		}
-		if (savedProxyConfig) useSavedProxyConfig(savedProxyConfig);
-		({savedAt} = saved);
-		followEndpoints(taken.get(typeUrl.cluster)!);
-		log.warn({savedAt, reason: whyNotNewer()}, 'using the saved configuration until the control plane answers');
-		for (const session of sessions)
-			for (const [url, change] of taken) session.update(url, change, cache.type(url).isComplete);
-		updateGate();
-	}
-
-	function useSavedProxyConfig(any: Buffer): void {
-		if (proxyConfig) return;
-		proxyConfig = Buffer.from(any);
-		deps.onTrustBundle?.(parseTrustBundle(bodyOf(proxyConfig)));
-	}
-
 	async function receive(response: Response, isWhole: boolean): Promise<void> {
-		await restoring;
+		await saved.taken;
 		const url = response.typeUrl;
 		answers({type: shortType(url)});
 		if (url === typeUrl.nameTable || url === typeUrl.proxyConfig) {
@@ -241,7 +204,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			upstream.acknowledge(url, response.nonce);
 			return;
 		}
-		hasHeard = true;
+		saved.supersede();
 		const wasConfirmed = cache.isConfirmed;
 		const type = cache.type(url);
 		const change = await type.apply(response.resources, response.removed, isWhole);
@@ -255,9 +218,7 @@ export function startRelay(deps: RelayDeps): Relay {
 		if (!isConcerned) answered(url, response.nonce, undefined);
 		snapshot?.note(url, change);
 		if (wasConfirmed || !cache.isConfirmed) return;
-		if (savedAt) log.info({savedAt}, 'the control plane has confirmed or replaced the saved configuration');
-		savedAt = undefined;
-		patience.abort();
+		saved.confirm();
 		updateGate();
 	}
 
@@ -368,7 +329,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			if (!sessions.delete(session)) return;
 			session.close();
 			log.info('envoy disconnected');
-			if (savedAt && session.isFed) suspectSaved(clock.monotonicMs() - cameAtMs);
+			if (session.isFed) saved.suspect(clock.monotonicMs() - cameAtMs);
 			settle();
 		};
 		call.on('end', () => {
@@ -378,16 +339,6 @@ export function startRelay(deps: RelayDeps): Relay {
 		call.on('close', end);
 		call.on('cancelled', end);
 		call.on('error', end);
-	}
-
-	/** Envoy after Envoy that dies of what was saved must not go on for ever. */
-	function suspectSaved(livedMs: number): void {
-		deaths = livedMs < digestionMs ? deaths + 1 : 0;
-		if (deaths < maxDeaths) return;
-		savedAt = undefined;
-		for (const [, type] of cache.types()) type.dropUnconfirmed();
-		void snapshot?.putAside(`Envoy ended ${deaths} times soon after it was given it`);
-		updateGate();
 	}
 
 	function heldEndpoints(): ReadonlySet<string> {
@@ -433,14 +384,13 @@ export function startRelay(deps: RelayDeps): Relay {
 		begin: () => {
 			upstream.setWanted(true);
 			if (sessions.size === 0) startGrace();
-			// Aborted once there is something newer.
-			clock.sleep(savedAfterMs, patience.signal).then(restoreSaved, () => {});
+			saved.wait(clock);
 		},
 		leave: () => {
 			if (!hasLeft) lastWord = snapshot?.stop();
 			hasLeft = true;
 			grace.abort();
-			patience.abort();
+			saved.giveUp();
 			upstream.setWanted(false);
 		},
 		find: (url, name) => cache.type(url).resources.get(name)?.any,
@@ -459,7 +409,7 @@ export function startRelay(deps: RelayDeps): Relay {
 			removals: [...removals.values()],
 			remoteCode: listRemoteCode(cache),
 			snapshot: snapshot?.status(),
-			servingSaved: savedAt,
+			servingSaved: saved.savedAt,
 		}),
 		onChange: listener => {
 			listeners.add(listener);
@@ -469,15 +419,14 @@ export function startRelay(deps: RelayDeps): Relay {
 			lastWord ??= snapshot?.stop();
 			hasLeft = true;
 			grace.abort();
-			patience.abort();
+			saved.giveUp();
 			await upstream.stop();
-			await restoring;
+			await saved.taken;
 			await lastWord;
 		},
 	};
 }
 
-const done = Promise.resolve();
 const asIs = (value: Buffer): Buffer => value;
 const stream = {
 	requestStream: true,
@@ -493,26 +442,3 @@ const adsDefinition: ServiceDefinition = {
 	DeltaAggregatedResources: {path: `${service}/DeltaAggregatedResources`, ...stream},
 	StreamAggregatedResources: {path: `${service}/StreamAggregatedResources`, ...stream},
 };
-
-/** Any: value 2. */
-function bodyOf(any: Buffer): Buffer {
-	for (const field = new FieldReader(any); field.next(); ) if (field.number === 2) return field.bytes();
-	return Buffer.alloc(0);
-}
-
-/** istio.mesh.v1alpha1.ProxyConfig: ca_certificates_pem 34, repeated. */
-function parseTrustBundle(body: Buffer): readonly string[] {
-	const roots: string[] = [];
-	for (const field = new FieldReader(body); field.next(); ) {
-		if (field.number !== 34) continue;
-		const pem = field.string();
-		if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
-			throw new AgentError(
-				'relay.malformed',
-				'read trust bundle of the control plane: an entry is not a PEM certificate',
-			);
-		}
-		roots.push(pem);
-	}
-	return roots;
-}
