@@ -4,7 +4,12 @@ import {FieldReader, WireError} from '../proto/wire.ts';
 /** An answer of the control plane, as far as it is looked at. */
 export interface SeenResponse {
 	readonly typeUrl: string;
-	readonly resources: {readonly names: readonly string[]; any(index: number): Buffer};
+	readonly resources: {
+		readonly names: readonly string[];
+		any(index: number): Buffer;
+		/** Indices of those with these bytes in them. */
+		holding(needle: Buffer): Iterable<number>;
+	};
 	readonly removed: readonly string[];
 }
 
@@ -44,8 +49,8 @@ export class OwnEndpoints {
 	/** @param isWhole - what it does not name is gone. @returns whether it could concern us */
 	see({typeUrl: url, resources, removed}: SeenResponse, isWhole: boolean): boolean {
 		if (url === typeUrl.cluster) {
-			if (isWhole) {
-				this.served.clear();
+			if (isWhole) this.served.clear();
+			if (isWhole && this.#byService.size > 0) {
 				const kept = new Set(resources.names);
 				for (const name of this.#byService.keys()) if (!kept.has(name)) this.#byService.delete(name);
 			}
@@ -62,20 +67,24 @@ export class OwnEndpoints {
 		}
 		if (url !== typeUrl.endpoint) return false;
 		const address = this.#address();
-		const needle = Buffer.from(address);
-		for (const [i, name] of resources.names.entries()) {
-			const any = resources.any(i);
-			const found = any.includes(needle) ? findAddress(name, any, address) : [];
-			if (found.length > 0) this.#byService.set(name, found);
-			else this.#byService.delete(name);
+		const found = new Map<string, OwnEndpoint[]>();
+		for (const index of resources.holding(Buffer.from(address))) {
+			const name = resources.names[index]!;
+			const own = findAddress(name, resources.any(index), address);
+			if (own.length > 0) found.set(name, own);
 		}
-		for (const name of removed) this.#byService.delete(name);
+		if (this.#byService.size > 0) {
+			for (const name of resources.names) if (!found.has(name)) this.#byService.delete(name);
+			for (const name of removed) this.#byService.delete(name);
+		}
+		for (const [name, own] of found) this.#byService.set(name, own);
 		return true;
 	}
 }
 
 /** `inbound|8080||` → 8080 */
 function inboundPort(cluster: string): number | undefined {
+	if (!cluster.startsWith('inbound|')) return undefined;
 	const [, port] = /^inbound\|(\d+)\|/.exec(cluster) ?? [];
 	return port === undefined ? undefined : Number(port);
 }

@@ -159,6 +159,7 @@ export class TypeCache {
 			const place = adopted ? this.#store.use(adopted, start, end) : this.#store.put(message, start, end);
 			changed.push(this.#set(names[i]!, place));
 		}
+		if (adopted && list.isPlainDelta && changed.length === names.length) adopted.answerBytes = newBytes;
 		return changed;
 	}
 

@@ -18,6 +18,9 @@ export class ResourceList {
 	readonly starts: number[] = [];
 	readonly ends: number[] = [];
 
+	/** Whether the message is a DeltaDiscoveryResponse that adds these and does nothing else. */
+	isPlainDelta = false;
+
 	constructor(message: Buffer) {
 		this.message = message;
 	}
@@ -39,6 +42,19 @@ export class ResourceList {
 		this.names.push(name);
 		this.starts.push(start);
 		this.ends.push(end);
+	}
+
+	/** Which of them hold these bytes. One search of the whole message, as mostly none does. */
+	*holding(needle: Buffer): Generator<number> {
+		const {message, starts, ends} = this;
+		let index = 0;
+		for (let at = message.indexOf(needle); at >= 0; ) {
+			while (index < ends.length && ends[index]! < at + needle.length) index++;
+			if (index === ends.length) return;
+			const isInside = starts[index]! <= at;
+			if (isInside) yield index;
+			at = message.indexOf(needle, isInside ? ends[index]! : at + 1);
+		}
 	}
 }
 
@@ -85,6 +101,7 @@ export function parseDeltaResponse(message: Buffer): Response {
 		else if (field.number === 5) nonce = field.string();
 		else if (field.number === 6) removed.push(field.string());
 	}
+	resources.isPlainDelta = removed.length === 0;
 	return {typeUrl, nonce, version, resources, removed};
 }
 

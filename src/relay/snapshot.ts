@@ -5,9 +5,10 @@ import {type DurableFs, systemFs, temporaryPrefix} from '../lifecycle/atomic-fil
 import type {Clock} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {typeUrl} from '../proto/types.ts';
-import type {Cache, CachedResource, Change} from './cache.ts';
-import {buildDelta, type Response} from './envelope.ts';
+import type {Cache, Change} from './cache.ts';
+import type {Response} from './envelope.ts';
 import {openSeal, readMachineId, type Seal} from './seal.ts';
+import {encodeGroups, type Group, sizeOf} from './snapshot-encode.ts';
 import {largestSnapshot, readSnapshot, type SnapshotFile, unusable, writeSnapshot} from './snapshot-file.ts';
 
 export interface SnapshotStatus {
@@ -52,8 +53,6 @@ const saveAfterMs = 2000;
 const firstSaveAfterMs = 300;
 /** A disk that has refused is not asked again at once. */
 const retryAfterMs = 60_000;
-/** A piece of a file: large enough to be kept as it is when it is read again, small enough to be written in a moment. */
-const pieceBytes = 1024 * 1024;
 
 const restorable: ReadonlySet<string> = new Set([
 	typeUrl.cluster,
@@ -71,8 +70,8 @@ export class Snapshot {
 	readonly #deps: SnapshotDeps;
 	readonly #fs: DurableFs;
 	readonly #stopping = new AbortController();
-	/** Changed since the base was written: type → names. */
-	readonly #changed = new Map<string, Set<string>>();
+	/** Changed since the base was written: type → names. Undefined: so much that the base is to be written anew. */
+	#changed: Map<string, Set<string>> | undefined;
 	#base: {mac: string; bytes: number} | undefined;
 	#seal: Promise<Seal> | undefined;
 	#isDirty = false;
@@ -101,6 +100,7 @@ export class Snapshot {
 	/** Takes note of what the control plane has changed; it is saved once Envoy has taken it. */
 	note(url: string, {changed, removed}: Pick<Change, 'changed' | 'removed'>): void {
 		if (changed.length + removed.length === 0 && this.#base) return;
+		if (this.#base && isMuch(sizeOf(changed), this.#base)) this.#changed = undefined;
 		this.#markChanged(url, [...changed, ...removed]);
 	}
 
@@ -126,6 +126,7 @@ export class Snapshot {
 			this.#base = {mac: base.mac, bytes: base.bytes};
 			this.#bytes = base.bytes + (recent?.bytes ?? 0);
 			this.#savedAt = new Date((recent ?? base).head.savedAt);
+			this.#changed ??= new Map();
 			const answers = [...base.answers, ...(recent?.answers ?? [])];
 			for (const {typeUrl: url, resources, removed} of recent?.answers ?? [])
 				this.#remember(url, [...resources.names, ...removed]);
@@ -158,10 +159,11 @@ export class Snapshot {
 	}
 
 	#markChanged(url: string, resources: readonly {readonly name: string}[]): void {
-		this.#remember(
-			url,
-			resources.map(({name}) => name),
-		);
+		if (this.#changed)
+			this.#remember(
+				url,
+				resources.map(({name}) => name),
+			);
 		this.#markDirty();
 	}
 
@@ -173,6 +175,7 @@ export class Snapshot {
 	}
 
 	#remember(url: string, names: readonly string[]): void {
+		if (!this.#changed) return;
 		const known = this.#changed.get(url) ?? new Set();
 		this.#changed.set(url, known);
 		for (const name of names) known.add(name);
@@ -209,9 +212,10 @@ export class Snapshot {
 			if (cache.liveBytes > largestSnapshot) throw new Error(`larger than ${largestSnapshot} bytes`);
 			await this.#fs.mkdir(dir, {mode: 0o700, recursive: true});
 			const seal = await this.#openSeal();
-			const changes = this.#base && this.#changesSince();
-			const isSmall = changes && sizeOf(changes) * 2 < this.#base!.bytes;
-			await (isSmall ? this.#saveRecent(changes, seal) : this.#saveBase(seal));
+			const changes = this.#base && this.#changed && this.#changesSince(this.#changed);
+			await (changes && !isMuch(sizeOf(changes.flatMap(({resources}) => resources)), this.#base!)
+				? this.#saveRecent(changes, seal)
+				: this.#saveBase(seal));
 			this.#problem = undefined;
 			return true;
 		} catch (error) {
@@ -226,12 +230,18 @@ export class Snapshot {
 		// All that is to be written is taken hold of in this turn: a resource never changes, only the cache does.
 		const groups = this.#everything();
 		const refused = [...this.#refused()];
-		this.#changed.clear();
+		this.#changed = new Map();
 		// Should this fail, what has changed since the one on disk is no longer known.
 		this.#base = undefined;
 		const carried = refused.length > 0 ? await this.#carryOver(refused, seal) : [];
 		const head = this.#head(seal);
-		const {mac, bytes} = await writeSnapshot(`${dir}/base`, head, encode([...groups, ...carried]), seal, this.#fs);
+		const {mac, bytes} = await writeSnapshot(
+			`${dir}/base`,
+			head,
+			encodeGroups([...groups, ...carried]),
+			seal,
+			this.#fs,
+		);
 		this.#base = {mac, bytes};
 		this.#bytes = bytes;
 		this.#savedAt = new Date(head.savedAt);
@@ -241,7 +251,7 @@ export class Snapshot {
 
 	async #saveRecent(groups: readonly Group[], seal: Seal): Promise<void> {
 		const head = {...this.#head(seal), base: this.#base!.mac};
-		const {bytes} = await writeSnapshot(`${this.#deps.dir}/recent`, head, encode(groups), seal, this.#fs);
+		const {bytes} = await writeSnapshot(`${this.#deps.dir}/recent`, head, encodeGroups(groups), seal, this.#fs);
 		this.#bytes = this.#base!.bytes + bytes;
 		this.#savedAt = new Date(head.savedAt);
 	}
@@ -261,17 +271,18 @@ export class Snapshot {
 			groups.push({url, resources: kept, removed: []});
 		}
 		const config = proxyConfig();
-		if (config) groups.push({url: typeUrl.proxyConfig, resources: [{name: '', any: config}], removed: []});
+		if (config)
+			groups.push({url: typeUrl.proxyConfig, resources: [{name: '', any: config, size: config.length}], removed: []});
 		return groups;
 	}
 
-	#changesSince(): Group[] {
+	#changesSince(changed: ReadonlyMap<string, ReadonlySet<string>>): Group[] {
 		const {cache, proxyConfig} = this.#deps;
 		const groups: Group[] = [];
-		for (const [url, names] of this.#changed) {
+		for (const [url, names] of changed) {
 			if (url === typeUrl.proxyConfig) {
 				const config = proxyConfig();
-				if (config) groups.push({url, resources: [{name: '', any: config}], removed: []});
+				if (config) groups.push({url, resources: [{name: '', any: config, size: config.length}], removed: []});
 				continue;
 			}
 			if (!restorable.has(url)) continue;
@@ -300,7 +311,7 @@ export class Snapshot {
 				const index = type === url ? resources.names.indexOf(name) : -1;
 				if (index >= 0) any = resources.any(index);
 			}
-			return any ? [{url, resources: [{name, any}], removed: []}] : [];
+			return any ? [{url, resources: [{name, any, size: any.length}], removed: []}] : [];
 		});
 	}
 
@@ -355,34 +366,5 @@ export class Snapshot {
 	}
 }
 
-/** Resources of one type, as they are to be written. */
-interface Group {
-	readonly url: string;
-	readonly resources: readonly Pick<CachedResource, 'name' | 'any'>[];
-	readonly removed: readonly string[];
-}
-
-function sizeOf(groups: readonly Group[]): number {
-	let bytes = 0;
-	for (const {resources} of groups) for (const {any} of resources) bytes += any.length;
-	return bytes;
-}
-
-/** In pieces, each an answer of its own. */
-function* encode(groups: readonly Group[]): Generator<Buffer> {
-	for (const {url, resources, removed} of groups) {
-		for (let at = 0; ; ) {
-			const from = at;
-			let [anyBytes, nameBytes] = [0, 0];
-			for (; at < resources.length && anyBytes < pieceBytes; at++) {
-				anyBytes += resources[at]!.any.length;
-				nameBytes += resources[at]!.name.length;
-			}
-			const answer = buildDelta({anyBytes, nameBytes, count: at - from});
-			for (const {name, any} of resources.slice(from, at)) answer.add(name, '', any);
-			const isLast = at === resources.length;
-			yield answer.finish(url, '', isLast ? removed : []);
-			if (isLast) break;
-		}
-	}
-}
+/** Whether changes of this size are better written with all the rest. */
+const isMuch = (changedBytes: number, base: {readonly bytes: number}): boolean => changedBytes * 2 >= base.bytes;

@@ -3,6 +3,8 @@ export interface Slab {
 	readonly bytes: Buffer;
 	/** Bytes of it that a resource still uses. */
 	liveBytes: number;
+	/** Of an answer that is kept as it came, and adds resources only: what these took at first. */
+	answerBytes?: number;
 }
 
 /** Where the content of a resource is. Moved when its slab is mostly empty; the content never changes. */

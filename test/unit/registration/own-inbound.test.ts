@@ -40,7 +40,15 @@ function setUp(address = '10.0.0.5') {
 		reconnects: () => reconnects,
 		see: (url: string, resources: readonly {name: string; any: Buffer}[], removed: readonly string[] = []) =>
 			own.see(
-				{typeUrl: url, resources: {names: resources.map(({name}) => name), any: i => resources[i]!.any}, removed},
+				{
+					typeUrl: url,
+					resources: {
+						names: resources.map(({name}) => name),
+						any: i => resources[i]!.any,
+						holding: needle => resources.flatMap(({any}, i) => (any.includes(needle) ? [i] : [])),
+					},
+					removed,
+				},
 				false,
 			),
 	};
