@@ -79,3 +79,22 @@ test('envelope › a length far past the end allocates nothing', t => {
 	const lie = Buffer.from([0x12, 0xff, 0xff, 0xff, 0x7f]);
 	for (const [parse] of Object.values(parsers)) t.throws(() => parse(lie), {instanceOf: WireError});
 });
+
+test('envelope › tells which resources hold some bytes', t => {
+	const letters = fc.string({unit: fc.constantFrom('a', 'b'), maxLength: 6});
+	fc.assert(
+		fc.property(
+			fc.array(fc.tuple(letters, letters), {maxLength: 8}),
+			fc.constantFrom('a', 'ab', 'aba', 'abab'),
+			(list, text) => {
+				const builder = buildDelta(nothingExpected);
+				for (const [name, content] of list) builder.add(name, 'abab', Buffer.from(content));
+				const {resources} = parseDeltaResponse(builder.finish('abab', 'abab', ['abab']));
+				const expected = list.flatMap(([, content], index) => (content.includes(text) ? [index] : []));
+				return fc.stringify([...resources.holding(Buffer.from(text))]) === fc.stringify(expected);
+			},
+		),
+		fuzzRuns(2000),
+	);
+	t.pass();
+});

@@ -274,6 +274,31 @@ test('snapshot › a small change is a small file over the large one', async t =
 	t.is((await take(second.envoy, cds, 1)).size, small.clusters.length);
 });
 
+test('snapshot › a large answer is saved as it came, as long as all of it holds', async t => {
+	const dir = await temporaryDir(t);
+	const version = (count: number, content: string) =>
+		Array.from({length: count}, (_, i) => resource(cds, `c${i}`, content.repeat(200)));
+	const first = await settled(t, dir, {...small, clusters: [...small.clusters, ...version(600, 'x')]});
+	const savedAt = await untilSaved(first);
+	const base = await readFile(join(dir, 'base'));
+	// The first nonce of the control plane, which is in nothing that is made here.
+	t.true(base.includes('up-1'));
+
+	const nonce = first.stream.send(cds, version(500, 'y'));
+	await take(first.envoy, cds, 2);
+	await untilSaved(first, savedAt);
+	await first.relay.stop();
+	const next = await readFile(join(dir, 'base'));
+	t.true(next.includes(nonce));
+	t.false(next.includes('up-1'), 'what has been replaced since is not written');
+
+	const {envoy} = await bootAlone(t, dir);
+	const expected = asMap([...small.clusters, ...version(600, 'x'), ...version(500, 'y')]);
+	const taken = await take(envoy, cds, 1);
+	t.is(taken.size, expected.size);
+	for (const [name, any] of expected) t.deepEqual(taken.get(name), any);
+});
+
 test('snapshot › keeps what Envoy took before, of what it refuses now', async t => {
 	const dir = await temporaryDir(t);
 	const first = await settled(t, dir, small);
