@@ -18,9 +18,11 @@ const replaceCommand: Command = {
 		for (const fault of unheard) process.stderr.write(`warning: ${fault}\n`);
 		const status = (await sendCommand(path, 'proxy-replace', undefined, timeoutMs)) as ProxyStatus;
 		const {pid, version, retiring} = status;
-		const old = retiring === undefined ? '' : `; pid ${retiring} serves its last connections and ends`;
+		const name = typeof retiring === 'number' ? `pid ${retiring}` : retiring;
+		const old = name === undefined ? '' : `; ${name} serves its last connections and ends`;
+		const which = pid === undefined ? '' : ` (pid ${pid})`;
 		process.stdout.write(
-			json ? `${JSON.stringify(status, undefined, '\t')}\n` : `envoy ${version} (pid ${pid}) serves${old}\n`,
+			json ? `${JSON.stringify(status, undefined, '\t')}\n` : `envoy ${version}${which} serves${old}\n`,
 		);
 		return 0;
 	},

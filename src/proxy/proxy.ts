@@ -64,8 +64,10 @@ async function startUnit(deps: ProxyDeps): Promise<EnvoyProxy> {
 	running.catch(() => {}); // Noticed by whoever waits for `finished`.
 	return {
 		finished: running.then(() => never),
-		admin: envoy.admin,
-		replace: refuseToReplace,
+		get admin() {
+			return envoy.admin;
+		},
+		replace: () => envoy.replace(),
 		status: () => envoy.status(),
 		scrape: () => envoy.admin.prometheus(),
 		drain: () => envoy.drain(),
@@ -121,7 +123,7 @@ function noProxy({config, gate, clock}: ProxyDeps): EnvoyProxy {
 
 async function refuseToReplace(): Promise<void> {
 	throw new AgentError('proxy.replacement_failed', 'replace envoy: this agent does not run it', {
-		hint: 'only with proxy.mode spawn',
+		hint: 'only with proxy.mode spawn or unit',
 	});
 }
 

@@ -7,6 +7,8 @@ import {AdminClient} from './admin.ts';
  * can come up beside the one it replaces; ports and log are shared.
  */
 export interface Slot {
+	/** Of the instance of its unit, `onramp-envoy@a.service`. */
+	readonly name: 'a' | 'b';
 	readonly config: ProxyConfig;
 	/** As text; it names the admin socket. */
 	readonly bootstrap: string;
@@ -17,7 +19,8 @@ export function makeSlots(
 	config: ProxyConfig,
 	renderBootstrap: (config: ProxyConfig) => string,
 ): readonly [Slot, Slot] {
-	const make = (own: ProxyConfig): Slot => ({
+	const make = (name: Slot['name'], own: ProxyConfig): Slot => ({
+		name,
 		config: own,
 		bootstrap: renderBootstrap(own),
 		admin: new AdminClient(own.adminSocketPath),
@@ -27,7 +30,7 @@ export function makeSlots(
 		adminSocketPath: beside(config.adminSocketPath),
 		bootstrapPath: beside(config.bootstrapPath),
 	};
-	return [make(config), make(spare)];
+	return [make('a', config), make('b', spare)];
 }
 
 /** `admin.sock` → `admin-b.sock` */

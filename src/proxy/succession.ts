@@ -4,8 +4,8 @@ import type {Clock} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import type {AdminClient} from './admin.ts';
 import {checkVersion} from './binary.ts';
-import {countActiveRequests, endEnvoy} from './drain.ts';
-import type {EnvoyExit, EnvoyProcess} from './envoy-process.ts';
+import {countActiveRequests} from './drain.ts';
+import type {EnvoyExit} from './envoy-process.ts';
 import {monitorEnvoy} from './monitor.ts';
 import type {Slot} from './slot.ts';
 
@@ -15,6 +15,15 @@ import type {Slot} from './slot.ts';
  * is all. (Envoy's own hot restart leaves the first without admin and without a second try.)
  */
 
+/** One of the two, whoever runs it. */
+export interface Party {
+	/** Its pid or its unit, for the log. */
+	readonly about: Readonly<Record<string, unknown>>;
+	/** Never, where that cannot be seen. */
+	readonly exited: Promise<EnvoyExit>;
+	end(): Promise<unknown>;
+}
+
 export interface RaiseDeps {
 	readonly clock: Clock;
 	readonly log: Logger;
@@ -22,6 +31,8 @@ export interface RaiseDeps {
 	readonly currentAdmin: Pick<AdminClient, 'stats'>;
 	/** How long the new one may take. */
 	readonly timeoutMs: number;
+	/** The bootstrap it was started with, where another Envoy may still answer at its socket. */
+	readonly bootstrapPath?: string;
 }
 
 /**
@@ -30,23 +41,23 @@ export interface RaiseDeps {
  * @throws AgentError `proxy.replacement_failed`; `signal.reason`
  */
 export async function raiseSuccessor(
-	process: EnvoyProcess,
+	successor: Party,
 	slot: Slot,
 	deps: RaiseDeps,
 	signal: AbortSignal,
 ): Promise<string> {
 	try {
-		return await untilEqual(process, slot, deps, signal);
+		return await untilEqual(successor, slot, deps, signal);
 	} catch (error) {
-		await endEnvoy(process, {...deps, admin: slot.admin});
+		await successor.end();
 		throw error;
 	}
 }
 
 async function untilEqual(
-	process: EnvoyProcess,
+	successor: Party,
 	{admin, config}: Slot,
-	{clock, currentAdmin, timeoutMs}: RaiseDeps,
+	{clock, currentAdmin, timeoutMs, bootstrapPath}: RaiseDeps,
 	signal: AbortSignal,
 ): Promise<string> {
 	const done = new AbortController();
@@ -56,6 +67,7 @@ async function untilEqual(
 	let reason = 'it does not answer';
 	const watch = async (): Promise<string> => {
 		let isReady = false;
+		let isWanted = bootstrapPath === undefined;
 		const monitor = monitorEnvoy(
 			{
 				admin,
@@ -63,10 +75,12 @@ async function untilEqual(
 				onInfo: info => {
 					({version} = info);
 					checkVersion(config.binaryPath, version);
+					isWanted ||= info.configPath === bootstrapPath;
 				},
 				onVerdict: verdict => {
-					isReady = verdict.isReady;
+					isReady = verdict.isReady && isWanted;
 					if (!verdict.isReady) ({reason} = verdict);
+					else if (!isWanted) reason = 'another envoy answers in its place';
 				},
 			},
 			until,
@@ -90,7 +104,7 @@ async function untilEqual(
 	try {
 		return await Promise.race([
 			watch(),
-			process.exited.then((exit: EnvoyExit) => {
+			successor.exited.then((exit: EnvoyExit) => {
 				throw failed(`it ended (${exit.signal ?? `code ${exit.code}`})`);
 			}),
 		]);
@@ -144,13 +158,13 @@ const pollMs = 500;
  * @returns whether it has ended
  */
 export async function retireEnvoy(
-	process: EnvoyProcess,
+	old: Party,
 	admin: AdminClient,
 	{clock, log, drainMs, ceilingMs}: RetireDeps,
 	signal: AbortSignal,
 	left: AbortSignal,
 ): Promise<boolean> {
-	const {pid} = process.identity;
+	const {about} = old;
 	const until = AbortSignal.any([signal, left]);
 	const startedMs = clock.monotonicMs();
 	const elapsedMs = () => clock.monotonicMs() - startedMs;
@@ -171,10 +185,10 @@ export async function retireEnvoy(
 		}
 	} catch (error) {
 		if (left.aborted) return false;
-		if (!signal.aborted) log.warn({pid, reason: reasonOf(error)}, 'the replaced envoy does not answer any more');
+		if (!signal.aborted) log.warn({...about, reason: reasonOf(error)}, 'the replaced envoy does not answer any more');
 	}
-	await endEnvoy(process, {clock, log, admin});
-	log.info({pid, afterMs: Math.round(elapsedMs()), cut: open}, 'the replaced envoy has ended');
+	await old.end();
+	log.info({...about, afterMs: Math.round(elapsedMs()), cut: open}, 'the replaced envoy has ended');
 	return true;
 }
 

@@ -16,7 +16,7 @@ import {monitorEnvoy} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
 import {loadRecord, type ProcessRecord, type RecordedProcess, saveRecord} from './record.ts';
 import {makeSlots, type Slot} from './slot.ts';
-import {raiseSuccessor, retireEnvoy} from './succession.ts';
+import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
 
 export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath' | 'statusAddress' | 'statusPort'> {
@@ -188,7 +188,15 @@ export class Supervisor {
 				log.info({pid: process.identity.pid, old: old.identity.pid, reason: this.#outdated}, 'envoy is being replaced');
 				this.#saveRecord({successor: this.#describe(process, to)});
 				const timeoutMs = config.replaceTimeoutMs;
-				return [process, await raiseSuccessor(process, to, {clock, log, currentAdmin: from.admin, timeoutMs}, signal)];
+				return [
+					process,
+					await raiseSuccessor(
+						this.#partyOf(process, to),
+						to,
+						{clock, log, currentAdmin: from.admin, timeoutMs},
+						signal,
+					),
+				];
 			};
 			const [process, version] = await raise().catch((error: unknown) => {
 				if (signal.aborted || !this.#learnRefusedFlag(binary)) throw error;
@@ -215,13 +223,18 @@ export class Supervisor {
 		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
 		const {signal: cut} = this.#cutting;
 		const {signal: left} = this.#leaving;
-		const done = retireEnvoy(process, slot.admin, deps, cut, left).then(isEnded => {
+		const done = retireEnvoy(this.#partyOf(process, slot), slot.admin, deps, cut, left).then(isEnded => {
 			if (!isEnded) return;
 			rmSync(slot.config.adminSocketPath, {force: true});
 			this.#retiring = undefined;
 			this.#saveRecord({retiring: undefined});
 		});
 		this.#retiring = {process, done};
+	}
+
+	#partyOf(process: EnvoyProcess, {admin}: Slot): Party {
+		const {pid} = process.identity;
+		return {about: {pid}, exited: process.exited, end: () => endEnvoy(process, {...this.#deps, admin})};
 	}
 
 	#replaceWarnings(): string[] {

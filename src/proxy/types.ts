@@ -23,7 +23,7 @@ export interface LastExit {
 
 export interface ProxyStatus {
 	readonly state: ProxyState;
-	/** Undefined while no process runs, and in mode `external`. */
+	/** Undefined while no process runs, and in modes `unit` and `external`. */
 	readonly pid: number | undefined;
 	/** `1.40.0`; undefined until known. */
 	readonly version: string | undefined;
@@ -34,8 +34,8 @@ export interface ProxyStatus {
 	readonly lastExit?: LastExit | undefined;
 	/** What goes less well than asked for. */
 	readonly warnings?: readonly string[];
-	/** The Envoy it replaced, which serves its last connections. */
-	readonly retiring?: number | undefined;
+	/** The Envoy it replaced, which serves its last connections: its pid, or its unit in mode `unit`. */
+	readonly retiring?: number | string | undefined;
 	/** Wall-clock time of the last change of `state`. */
 	readonly since: Date;
 }

@@ -6,6 +6,7 @@ import {type ArgumentsInput, renderArguments} from './arguments.ts';
 import {checkBinary} from './binary.ts';
 import {errorLogPath} from './log-file.ts';
 import {writePrivateFile} from './private-file.ts';
+import type {Slot} from './slot.ts';
 
 /** How an Envoy is to be started by its unit. */
 export interface UnitStart {
@@ -31,7 +32,7 @@ export function renderUnitStart(input: UnitStartInput): UnitStart {
 	const bootstrapPath = `${config.bootstrapPath.replace(/\.json$/, '')}-${digest}.json`;
 	const errorLog = quote(errorLogPath(config.logPath));
 	const script = [
-		'# Written by the onramp agent for onramp-envoy.service.',
+		'# Written by the onramp agent for its unit of Envoy.',
 		// A disk that cannot be written is no reason to be without Envoy.
 		`{ : >${errorLog}; } 2>/dev/null && exec >>${errorLog} 2>&1`,
 		...(delaySeconds === 0 ? [] : [`sleep ${delaySeconds}`]),
@@ -41,23 +42,41 @@ export function renderUnitStart(input: UnitStartInput): UnitStart {
 	return {bootstrapPath, script};
 }
 
-/** The path that the unit knows. */
-export const unitScriptPath = (config: Pick<ProxyConfig, 'bootstrapPath'>): string =>
-	join(dirname(config.bootstrapPath), 'start');
+export const unitOf = ({name}: Pick<Slot, 'name'>): string => `onramp-envoy@${name}.service`;
+
+/** The path that the unit knows. While it is there, the unit keeps an Envoy running. */
+export const unitScriptPath = ({name, config}: UnitSlot): string =>
+	join(dirname(config.bootstrapPath), `start-${name}`);
+
+/** Where the unit is concerned. */
+export interface UnitSlot extends Pick<Slot, 'name'> {
+	readonly config: Pick<ProxyConfig, 'bootstrapPath' | 'binaryPath'>;
+}
 
 /**
  * Puts the files where the unit finds them; the script last, as writing it is what has Envoy started the first time.
  * Files that are there already are left alone.
  */
-export function writeUnitStart(config: ProxyConfig, {bootstrapPath, script}: UnitStart, bootstrap: string): void {
+export function writeUnitStart(slot: UnitSlot & Pick<Slot, 'bootstrap'>, {bootstrapPath, script}: UnitStart): void {
+	const {config, bootstrap} = slot;
 	checkBinary(config.binaryPath);
 	if (readOptional(bootstrapPath) !== bootstrap) writePrivateFile(bootstrapPath, bootstrap);
-	const scriptPath = unitScriptPath(config);
+	const scriptPath = unitScriptPath(slot);
 	if (readOptional(scriptPath) !== script) writePrivateFile(scriptPath, script);
-	const prefix = `${basename(config.bootstrapPath).replace(/\.json$/, '')}-`;
+	// The digest, as the name of one slot's is the beginning of the other's.
+	const earlier = (name: string): boolean =>
+		name.length === basename(bootstrapPath).length && name.startsWith(stemOf(bootstrapPath));
 	for (const name of readdirSync(dirname(bootstrapPath)))
-		if (name.startsWith(prefix) && name !== basename(bootstrapPath)) rmSync(join(dirname(bootstrapPath), name));
+		if (earlier(name) && name !== basename(bootstrapPath)) rmSync(join(dirname(bootstrapPath), name));
 }
+
+/** Once its Envoy has ended, the unit starts no other. */
+export function withdrawUnitStart(slot: UnitSlot): void {
+	rmSync(unitScriptPath(slot), {force: true});
+}
+
+/** `bootstrap-b-0123456789abcdef.json` → `bootstrap-b-` */
+const stemOf = (bootstrapPath: string): string => basename(bootstrapPath).replace(/[0-9a-f]{16}\.json$/, '');
 
 const quote = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 

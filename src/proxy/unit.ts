@@ -1,31 +1,62 @@
+import {existsSync, rmSync} from 'node:fs';
 import {AgentError, reasonOf} from '../errors.ts';
-import {AdminClient, type ServerInfo} from './admin.ts';
+import {never} from '../lifecycle/index.ts';
+import type {AdminClient, ServerInfo} from './admin.ts';
 import {findRefusedFlag} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy} from './drain.ts';
 import {EnvoyLog} from './envoy-log.ts';
 import {monitorEnvoy, type Verdict} from './monitor.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
+import {makeSlots, type Slot} from './slot.ts';
+import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
 import type {SupervisorDeps} from './supervisor.ts';
 import type {LastExit, ProxyState, ProxyStatus} from './types.ts';
-import {renderUnitStart, type UnitStart, writeUnitStart} from './unit-files.ts';
+import {
+	renderUnitStart,
+	type UnitStart,
+	unitOf,
+	unitScriptPath,
+	withdrawUnitStart,
+	writeUnitStart,
+} from './unit-files.ts';
 
-const hint = 'see why: systemctl status onramp-envoy, journalctl -u onramp-envoy -n 50';
+const hint = "see why: systemctl status 'onramp-envoy@*', journalctl -u 'onramp-envoy@*' -n 50";
 /** What is outside our power (the binary, a disk) is looked at again this often. */
 const waitMs = 1000;
+/** A replacement that failed is tried again after this long, as what it lacked may have come. */
+const replaceAgainMs = 300_000;
+/**
+ * Of an Envoy that an earlier agent has left. `planned` is one that is only being started, or cannot be; `leaving` one
+ * that drains, or whose unit is not to start it again.
+ */
+const worth = {absent: 0, planned: 1, leaving: 2, outdated: 3, wanted: 4} as const;
+/** One that is just being started has to be asked again, as it cannot hear yet. */
+const quitWithinMs = 5000;
+const quitAgainMs = 200;
 
 /**
- * An Envoy that its own systemd unit runs. The agent says how it is to be started, and has one that was started
- * otherwise end, which the unit answers with a new start. It is known by its admin socket alone: units with users of
- * their own do not see each other's processes. It is never ended because the agent ends; the unit does that when all is
- * stopped, and `drain` comes before by the command `leave`.
+ * An Envoy that a systemd unit runs, one of two, of which the other only runs while it takes over or is on its way out.
+ * The agent writes how an Envoy is to be started, which has its unit start it, and takes that away again, after which
+ * the unit lets it end. It is known by its admin socket alone: units with users of their own do not see each other's
+ * processes. It is never ended because the agent ends; the unit does that when all is stopped, and `drain` comes before
+ * by the command `leave`.
  */
 export class UnitEnvoy {
-	readonly admin: AdminClient;
 	readonly #deps: SupervisorDeps;
+	readonly #slots: readonly [Slot, Slot];
 	readonly #stopping = new AbortController();
 	readonly #envoyLog: EnvoyLog;
 	readonly #countRestart: () => void;
+	/** The one that serves. */
+	#slot: Slot;
+	/** Aborts when the other has taken its place. */
+	#replaced = new AbortController();
+	#replacing: Promise<void> | undefined;
+	#retiring: {readonly slot: Slot; readonly done: Promise<void>} | undefined;
+	/** Why the Envoy that serves is not the wanted one. */
+	#outdated: string | undefined;
+	#replaceProblem: string | undefined;
 	#record: ProcessRecord;
 	#state: ProxyState = 'starting';
 	#since: Date;
@@ -37,8 +68,6 @@ export class UnitEnvoy {
 	readonly #startedMs: number;
 	/** It was there before this agent. */
 	#isAdopted = false;
-	/** Asked to end by us, so its end is no crash. */
-	#isReplaced = false;
 	#nudge = new AbortController();
 	#restarts = 0;
 	#crashesMs: number[] = [];
@@ -54,12 +83,20 @@ export class UnitEnvoy {
 		this.#startedMs = clock.monotonicMs();
 		this.#envoyLog = new EnvoyLog(config, deps.log);
 		this.#record = loadRecord(config.recordPath) ?? {binary: '', refusedFlags: []};
-		this.admin = new AdminClient(config.adminSocketPath);
+		this.#slots = makeSlots(config, deps.renderBootstrap);
+		this.#slot = this.#slots[0];
 		this.#countRestart = metrics.counter('envoy_restarts_total', 'Unexpected ends of Envoy.');
 		metrics.gaugeFrom('envoy_ready', 'Whether Envoy serves its configuration.', () => (this.#isReady ? 1 : 0));
 	}
 
+	/** Of the Envoy that serves; another after a replacement. */
+	get admin(): AdminClient {
+		return this.#slot.admin;
+	}
+
 	status(): ProxyStatus {
+		const problem = this.#replaceProblem === undefined ? '' : `; ${this.#replaceProblem}`;
+		const outdated = this.#outdated ? [`this envoy is to be replaced: ${this.#outdated}${problem}`] : [];
 		return {
 			state: this.#state,
 			pid: undefined,
@@ -67,7 +104,8 @@ export class UnitEnvoy {
 			adopted: this.#isAdopted,
 			restarts: this.#restarts,
 			lastExit: this.#lastExit,
-			warnings: this.#envoyLog.warnings,
+			warnings: [...this.#envoyLog.warnings, ...outdated],
+			retiring: this.#retiring && unitOf(this.#retiring.slot),
 			since: this.#since,
 		};
 	}
@@ -75,12 +113,15 @@ export class UnitEnvoy {
 	/** Rejects only when no waiting helps: this Envoy is too old. */
 	async run(): Promise<void> {
 		const {signal} = this.#stopping;
-		this.#enter('starting', 'waits for onramp-envoy.service', hint);
+		this.#enter('starting', 'waits for its unit', hint);
+		await this.#choose();
 		while (!signal.aborted) {
 			// One that runs is watched, however it was started.
-			if (this.#tryWrite() || (await this.#isAnswered())) await this.#watchOne();
+			if (this.#tryWrite() || (await isAnswered(this.admin))) await this.#watchOne();
 			else await this.#deps.clock.sleep(waitMs, signal).catch(() => {}); // Stopped: the loop ends.
 		}
+		await this.#replacing?.catch(() => {}); // It was given up, and has told.
+		await this.#retiring?.done;
 	}
 
 	lookNow(): void {
@@ -100,29 +141,67 @@ export class UnitEnvoy {
 		this.#enter('stopped', 'the agent stops; envoy goes on');
 	}
 
+	/**
+	 * Lets the other unit's Envoy take over from the one that serves, without a lost request.
+	 * @throws AgentError `proxy.replacement_failed`: nothing has changed
+	 */
+	replace(): Promise<void> {
+		this.#replacing ??= this.#replace().finally(() => {
+			this.#replacing = undefined;
+		});
+		return this.#replacing;
+	}
+
 	async #drain(): Promise<void> {
 		const {config, clock, log} = this.#deps;
 		this.#enter('draining', 'envoy drains');
 		await drainEnvoy({admin: this.admin, clock, log, ...config}, this.#stopping.signal);
 	}
 
+	/** Of two that an earlier agent has left the wanted one; the other is seen out. */
+	async #choose(): Promise<void> {
+		const seen = await Promise.all(
+			this.#slots.map(async slot => ({
+				slot,
+				worth: this.#worthOf(slot, await slot.admin.serverInfo().catch(() => undefined)),
+			})),
+		);
+		const [best, other] = seen.toSorted((one, another) => another.worth - one.worth) as [
+			(typeof seen)[0],
+			(typeof seen)[0],
+		];
+		this.#slot = best.slot;
+		if (other.worth > worth.planned) this.#retire(other.slot);
+		else if (other.worth === worth.planned) this.#noteRetiring(other.slot, this.#end(other.slot));
+	}
+
+	#worthOf(slot: Slot, info: ServerInfo | undefined): number {
+		const isPlanned = existsSync(unitScriptPath(slot));
+		if (!info) return isPlanned ? worth.planned : worth.absent;
+		if (info.state === 'DRAINING' || !isPlanned) return worth.leaving;
+		return info.configPath === this.#render(slot).bootstrapPath ? worth.wanted : worth.outdated;
+	}
+
+	#render({config, bootstrap}: Slot, delaySeconds = 0): UnitStart {
+		const {addresses} = this.#deps;
+		this.#envoyLog.choose();
+		return renderUnitStart({
+			config: {...config, logPath: this.#envoyLog.path},
+			addresses,
+			bootstrap,
+			refusedFlags: this.#record.refusedFlags,
+			delaySeconds,
+		});
+	}
+
 	/** Writes how Envoy is to be started; false when that has to be waited for, and the gate tells for what. */
 	#tryWrite(): boolean {
-		const {config, renderBootstrap, addresses, log} = this.#deps;
-		const bootstrap = renderBootstrap(config);
+		const {config, log} = this.#deps;
 		try {
-			const binary = checkBinary(config.binaryPath);
-			if (this.#record.binary !== binary) this.#saveRecord({binary, refusedFlags: []});
-			this.#envoyLog.choose();
+			this.#noteBinary();
 			const isDelayed = this.#isPastBudget();
-			const start = renderUnitStart({
-				config: {...config, logPath: this.#envoyLog.path},
-				addresses,
-				bootstrap,
-				refusedFlags: this.#record.refusedFlags,
-				delaySeconds: isDelayed ? Math.ceil(config.restartBackoffMaxMs / 1000) : 0,
-			});
-			writeUnitStart(config, start, bootstrap);
+			const start = this.#render(this.#slot, isDelayed ? Math.ceil(config.restartBackoffMaxMs / 1000) : 0);
+			writeUnitStart(this.#slot, start);
 			this.#start = start;
 			this.#isDelayed = isDelayed;
 			return true;
@@ -134,18 +213,18 @@ export class UnitEnvoy {
 		}
 	}
 
-	#isAnswered(): Promise<boolean> {
-		return this.admin.ready().then(
-			() => true,
-			() => false,
-		);
+	/** What one file refused says nothing about another at its place. */
+	#noteBinary(): void {
+		const binary = checkBinary(this.#deps.config.binaryPath);
+		if (this.#record.binary !== binary) this.#saveRecord({binary, refusedFlags: []});
 	}
 
-	/** Until this Envoy has ended, or the agent does. */
+	/** Until this Envoy has ended, another has taken its place, or the agent ends. */
 	async #watchOne(): Promise<void> {
 		const {clock, config} = this.#deps;
 		const ended = new AbortController();
-		const until = AbortSignal.any([this.#stopping.signal, ended.signal]);
+		this.#replaced = new AbortController();
+		const until = AbortSignal.any([this.#stopping.signal, ended.signal, this.#replaced.signal]);
 		this.#startedByMs = undefined;
 		await monitorEnvoy(
 			{
@@ -163,14 +242,15 @@ export class UnitEnvoy {
 					this.#startedByMs = Math.min(startedByMs, this.#startedByMs ?? startedByMs);
 					this.#version = info.version;
 					checkVersion(config.binaryPath, info.version);
-					const mismatch = this.#mismatch(info);
-					if (mismatch !== undefined && !this.#isReplaced && !this.#drained) this.#replace(mismatch);
+					const wasOutdated = this.#outdated !== undefined;
+					this.#outdated = this.#mismatch(info);
+					if (this.#outdated !== undefined && !wasOutdated) void this.#replaceUntilDone();
 				},
 				onVerdict: verdict => this.#take(verdict),
 				onTick: () => {
 					if (this.#isDelayed && !this.#isPastBudget()) this.#tryWrite();
 					if (this.#isReady) void this.#envoyLog.rotate(() => void this.admin.post('/reopen_logs').catch(() => {}));
-					else this.#dropRefusedFlag(ended);
+					else if (this.#version === undefined && this.#learnRefusedFlag()) ended.abort();
 				},
 			},
 			until,
@@ -180,9 +260,8 @@ export class UnitEnvoy {
 		});
 	}
 
-	/** A new process at the same socket: it was started later, or is no longer the one that was to go. */
+	/** A new process at the same socket: it was started later. */
 	#isAnother(info: ServerInfo, askedMs: number): boolean {
-		if (this.#isReplaced && this.#mismatch(info) === undefined) return true;
 		// An uptime is a difference of two wall-clock times in whole seconds, so it is wrong by up to one either way.
 		const startedAfterMs = askedMs - (info.uptimeSeconds + 1) * 1000;
 		return this.#startedByMs !== undefined && startedAfterMs > this.#startedByMs;
@@ -190,26 +269,117 @@ export class UnitEnvoy {
 
 	/** Why this Envoy cannot be kept. */
 	#mismatch({configPath, state}: ServerInfo): string | undefined {
-		if (!this.#start) return undefined;
+		if (!this.#start || this.#drained) return undefined;
 		if (configPath !== this.#start.bootstrapPath) return 'it was started otherwise than is wanted now';
 		// Begun for an agent that has left, and it cannot be taken back.
 		return state === 'DRAINING' ? 'it drains' : undefined;
 	}
 
-	#replace(reason: string): void {
-		this.#isReplaced = true;
-		this.#isReady = false;
-		this.#enter('starting', 'envoy is started anew', hint);
-		this.#deps.log.info({reason, version: this.#version}, 'ending envoy, so that its unit starts it anew');
-		// Asked again with the next look if this is lost.
-		this.admin.post('/quitquitquit').catch(() => {
-			this.#isReplaced = false;
+	async #replaceUntilDone(): Promise<void> {
+		const {clock, log} = this.#deps;
+		const {signal} = this.#stopping;
+		while (this.#outdated && !signal.aborted && !this.#drained) {
+			await this.replace().catch((err: unknown) => {
+				if (!signal.aborted) log.error({err, againInS: replaceAgainMs / 1000}, 'envoy is not replaced');
+			});
+			if (this.#outdated) await clock.sleep(replaceAgainMs, signal).catch(() => {});
+		}
+	}
+
+	async #replace(): Promise<void> {
+		const {signal} = this.#stopping;
+		await this.#retiring?.done;
+		signal.throwIfAborted();
+		if (this.#drained)
+			throw new AgentError('proxy.replacement_failed', 'replace envoy: there is none that serves', {
+				hint: 'onramp leaves the mesh; start it again',
+			});
+		const [from, to] = [this.#slot, this.#otherThan(this.#slot)];
+		try {
+			this.#noteBinary();
+			const [start, version] = await this.#raise(to).catch((error: unknown) => {
+				if (signal.aborted || !this.#learnRefusedFlag()) throw error;
+				return this.#raise(to);
+			});
+			this.#slot = to;
+			this.#start = start;
+			this.#isDelayed = false;
+			this.#version = version;
+			this.#isAdopted = false;
+			this.#outdated = undefined;
+			this.#replaceProblem = undefined;
+			this.#replaced.abort();
+			this.#retire(from);
+		} catch (error) {
+			this.#replaceProblem = reasonOf(error);
+			throw error;
+		}
+	}
+
+	/** Has the other unit start its Envoy; what it was started with, and its version. */
+	async #raise(to: Slot): Promise<[UnitStart, string]> {
+		const {config, clock, log} = this.#deps;
+		const start = this.#render(to);
+		// The unit would not notice a script that is there already.
+		withdrawUnitStart(to);
+		writeUnitStart(to, start);
+		const {bootstrapPath} = start;
+		log.info({unit: unitOf(to), reason: this.#outdated}, 'envoy is being replaced');
+		const deps = {clock, log, currentAdmin: this.admin, timeoutMs: config.replaceTimeoutMs, bootstrapPath};
+		return [start, await raiseSuccessor(this.#partyOf(to), to, deps, this.#stopping.signal)];
+	}
+
+	#retire(slot: Slot): void {
+		const {config, clock, log} = this.#deps;
+		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
+		// First of all: should it crash, or the machine, it is not started again.
+		withdrawUnitStart(slot);
+		const cut = new AbortController(); // Nobody is in such a hurry: systemd ends it with all the rest.
+		const {signal: left} = this.#stopping;
+		this.#noteRetiring(
+			slot,
+			retireEnvoy(this.#partyOf(slot), slot.admin, deps, cut.signal, left).then(() => {}),
+		);
+	}
+
+	#noteRetiring(slot: Slot, ended: Promise<void>): void {
+		const done = ended.then(() => {
+			this.#retiring = undefined;
 		});
+		this.#retiring = {slot, done};
+	}
+
+	#partyOf(slot: Slot): Party {
+		return {about: {unit: unitOf(slot)}, exited: never, end: () => this.#end(slot)};
+	}
+
+	/** Asks until it is gone, or was asked long enough: one that has hung is systemd's to end. */
+	async #end(slot: Slot): Promise<void> {
+		const {clock, log} = this.#deps;
+		withdrawUnitStart(slot);
+		const deadlineMs = clock.monotonicMs() + quitWithinMs;
+		let wasThere = false;
+		while (clock.monotonicMs() < deadlineMs) {
+			const isThere = await isAnswered(slot.admin);
+			if (isThere) await slot.admin.post('/quitquitquit').catch(() => {});
+			else if (wasThere) {
+				// Envoy leaves it behind.
+				rmSync(slot.admin.socketPath, {force: true});
+				return;
+			}
+			wasThere ||= isThere;
+			await clock.sleep(quitAgainMs);
+		}
+		if (wasThere) log.warn({unit: unitOf(slot)}, 'envoy does not end; end it with: systemctl kill -s KILL the unit');
+	}
+
+	#otherThan(slot: Slot): Slot {
+		return this.#slots.find(each => each !== slot)!;
 	}
 
 	#take(verdict: Verdict): void {
 		const {log, gate} = this.#deps;
-		if (this.#drained || this.#isReplaced || this.#stopping.signal.aborted) return;
+		if (this.#drained || this.#stopping.signal.aborted) return;
 		if (!verdict.isReady) {
 			this.#isReady = false;
 			if (this.#state === 'running') this.#enter('starting', verdict.reason);
@@ -223,11 +393,8 @@ export class UnitEnvoy {
 
 	#noteEnd(): void {
 		const {clock, log} = this.#deps;
-		const wasReplaced = this.#isReplaced;
-		this.#isReplaced = false;
 		this.#isReady = false;
 		this.#version = undefined;
-		if (wasReplaced) return;
 		this.#isAdopted = false;
 		this.#restarts++;
 		this.#countRestart();
@@ -244,14 +411,13 @@ export class UnitEnvoy {
 		return this.#crashesMs.length > config.crashBudget;
 	}
 
-	/** An Envoy that does not know one of the optional flags never opens its socket. */
-	#dropRefusedFlag(ended: AbortController): void {
-		if (this.#version !== undefined) return;
+	/** Whether the log tells of an optional flag that this Envoy does not know; with it, it never opens its socket. */
+	#learnRefusedFlag(): boolean {
 		const refused = findRefusedFlag(this.#envoyLog.tail());
-		if (refused === undefined || this.#record.refusedFlags.includes(refused)) return;
+		if (refused === undefined || this.#record.refusedFlags.includes(refused)) return false;
 		this.#deps.log.info({flag: refused}, 'envoy does not know an optional flag; it is started without');
 		this.#saveRecord({...this.#record, refusedFlags: [...this.#record.refusedFlags, refused]});
-		ended.abort();
+		return true;
 	}
 
 	#saveRecord(record: ProcessRecord): void {
@@ -271,3 +437,9 @@ export class UnitEnvoy {
 		else this.#deps.gate.close(reason, why);
 	}
 }
+
+const isAnswered = (admin: AdminClient): Promise<boolean> =>
+	admin.ready().then(
+		() => true,
+		() => false,
+	);

@@ -1,6 +1,7 @@
 import {type ChildProcess, spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {existsSync, readFileSync} from 'node:fs';
+import {existsSync, readFileSync, writeFileSync} from 'node:fs';
+import {basename, dirname, join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import type {ProxyConfig} from '../../../src/config/types.ts';
 import {unitScriptPath} from '../../../src/proxy/unit-files.ts';
@@ -13,16 +14,18 @@ interface Unit {
 	starts(): number;
 }
 
-/** What onramp-envoy.service does: runs the script once it is there, again and again. */
-function startUnit(t: ExecutionContext, config: ProxyConfig): Unit {
+/** What onramp-envoy@.service and .path do for one of the two: run the script as long as it is there, again and again. */
+function startUnit(t: ExecutionContext, config: ProxyConfig, name: 'a' | 'b'): Unit {
+	const path = unitScriptPath({name, config});
 	let child: ChildProcess | undefined;
 	let [starts, isStopped] = [0, false];
 	const keep = async (): Promise<void> => {
-		await until('the script', () => isStopped || existsSync(unitScriptPath(config)), 60_000);
 		while (!isStopped) {
-			child = spawn('/bin/sh', [unitScriptPath(config)], {stdio: 'ignore'});
-			starts++;
-			await once(child, 'exit');
+			if (existsSync(path)) {
+				child = spawn('/bin/sh', [path], {stdio: 'ignore'});
+				starts++;
+				await once(child, 'exit');
+			}
 			await new Promise(resolve => setTimeout(resolve, 100));
 		}
 	};
@@ -41,12 +44,12 @@ function startUnit(t: ExecutionContext, config: ProxyConfig): Unit {
 const untilReady = ({readiness}: World): Promise<true> =>
 	until('Envoy to be ready', () => readiness.isReady || undefined);
 
-async function makeUnitWorld(t: ExecutionContext): Promise<{world: World; unit: Unit}> {
-	const world = await makeWorld({mode: 'unit'});
-	const unit = startUnit(t, world.config);
+async function makeUnitWorld(t: ExecutionContext): Promise<{world: World; unit: Unit; other: Unit}> {
+	const world = await makeWorld({mode: 'unit', drainMs: 500});
+	const [unit, other] = [startUnit(t, world.config, 'a'), startUnit(t, world.config, 'b')];
 	await world.startXds();
 	t.teardown(() => world.end());
-	return {world, unit};
+	return {world, unit, other};
 }
 
 test.serial('unit mode › an agent that stops leaves Envoy, and the next one takes the same Envoy over', async t => {
@@ -62,17 +65,82 @@ test.serial('unit mode › an agent that stops leaves Envoy, and the next one ta
 	t.like(next.status(), {state: 'running', version: '1.40.0', restarts: 0});
 });
 
-test.serial('unit mode › an Envoy that was started otherwise is ended, and its unit starts the wanted one', async t => {
-	const {world, unit} = await makeUnitWorld(t);
+test.serial(
+	'unit mode › an Envoy that was started otherwise goes on until the other unit has the wanted one',
+	async t => {
+		const {world, unit, other} = await makeUnitWorld(t);
+		const first = await world.start();
+		await untilReady(world);
+		const pid = unit.pid();
+		await first.stop();
+		const next = await world.start({statsPrefixes: ['another']});
+		await until('another Envoy', () => {
+			t.true(unit.pid() === pid || other.pid() !== undefined, 'never without');
+			return next.status().retiring !== undefined;
+		});
+		t.is(next.status().retiring, 'onramp-envoy@a.service');
+		await untilReady(world);
+		await until('the end of the first', () => unit.pid() === undefined && next.status().retiring === undefined);
+		t.is(next.status().restarts, 0, 'that is no crash');
+		t.deepEqual([unit.starts(), other.starts()], [1, 1]);
+		t.deepEqual(scripts(world), ['start-b']);
+		// And back, as after an upgrade of Envoy; the next agent finds what there is.
+		await next.replace();
+		await until('the end of the second', () => other.pid() === undefined);
+		t.deepEqual([unit.starts(), other.starts()], [2, 1]);
+		const third = unit.pid();
+		await next.stop();
+		const last = await world.start({statsPrefixes: ['another']});
+		await untilReady(world);
+		t.is(unit.pid(), third);
+		t.like(last.status(), {adopted: true, retiring: undefined});
+	},
+);
+
+const scripts = ({config}: World): string[] =>
+	(['a', 'b'] as const)
+		.map(name => basename(unitScriptPath({name, config})))
+		.filter(name => existsSync(join(dirname(config.bootstrapPath), name)));
+
+test.serial('unit mode › a successor that is not up to it is taken away, and nothing has changed', async t => {
+	const {world, unit, other} = await makeUnitWorld(t);
+	const binaryPath = join(world.folder, 'envoy');
+	const install = (script: string) => {
+		writeFileSync(binaryPath, `#!/bin/sh\n${script}\n`, {mode: 0o755});
+	};
+	install(`exec '${world.config.binaryPath}' "$@"`);
+	const proxy = await world.start({binaryPath, replaceTimeoutMs: 1500});
+	await untilReady(world);
+	const pid = unit.pid();
+	install('exit 3');
+	await t.throwsAsync(proxy.replace(), {message: /not ready within 2 s: /, code: 'proxy.replacement_failed'});
+	t.deepEqual(scripts(world), ['start-a']);
+	t.is(unit.pid(), pid);
+	t.like(proxy.status(), {state: 'running', restarts: 0});
+	await until('the other unit to rest', () => other.pid() === undefined);
+	// Mended, it works.
+	install(`exec '${world.config.binaryPath}' "$@"`);
+	await proxy.replace();
+	await until('the end of the old one', () => unit.pid() === undefined);
+	t.like(proxy.status(), {state: 'running', restarts: 0});
+	t.truthy(other.pid());
+});
+
+test.serial('unit mode › an agent that ends in the middle of it leaves the next one able to finish', async t => {
+	const {world, unit, other} = await makeUnitWorld(t);
 	const first = await world.start();
 	await untilReady(world);
 	const pid = unit.pid();
+	await first.replace();
 	await first.stop();
-	const next = await world.start({statsPrefixes: ['another']});
-	await until('another Envoy', () => unit.pid() !== undefined && unit.pid() !== pid);
+	t.deepEqual(scripts(world), ['start-b']);
+	const successor = other.pid();
+	t.is(unit.pid(), pid, 'the agent has ended before the old one had');
+	const next = await world.start();
 	await untilReady(world);
-	t.is(next.status().restarts, 0, 'that is no crash');
-	t.is(unit.starts(), 2);
+	await until('the end of the old one', () => unit.pid() === undefined);
+	t.is(other.pid(), successor);
+	t.like(next.status(), {state: 'running', restarts: 0});
 });
 
 test.serial('unit mode › a crash is noticed, and the Envoy that follows counts as ready only when it is', async t => {
@@ -90,7 +158,7 @@ test.serial('unit mode › a crash is noticed, and the Envoy that follows counts
 test.serial('unit mode › after too many ends Envoy is started with a wait, until it has held for a while', async t => {
 	const {world, unit} = await makeUnitWorld(t);
 	const proxy = await world.start({crashBudget: 0, crashWindowMs: 8000, restartBackoffMaxMs: 1000});
-	const isDelayed = () => /^sleep 1$/m.test(readFileSync(unitScriptPath(world.config), 'utf8'));
+	const isDelayed = () => /^sleep 1$/m.test(readFileSync(unitScriptPath({name: 'a', config: world.config}), 'utf8'));
 	await untilReady(world);
 	t.false(isDelayed());
 	await until('an uptime to compare', async () => (await proxy.admin.serverInfo()).uptimeSeconds >= 4);
@@ -102,7 +170,7 @@ test.serial('unit mode › after too many ends Envoy is started with a wait, unt
 });
 
 test.serial('unit mode › an Envoy that was drained for an agent that left is not kept', async t => {
-	const {world, unit} = await makeUnitWorld(t);
+	const {world, unit, other} = await makeUnitWorld(t);
 	const first = await world.start();
 	await untilReady(world);
 	const pid = unit.pid();
@@ -110,7 +178,7 @@ test.serial('unit mode › an Envoy that was drained for an agent that left is n
 	t.is(await first.admin.ready(), 'DRAINING');
 	t.is(unit.pid(), pid, 'draining does not end it');
 	await first.stop();
-	await world.start();
-	await untilReady(world);
-	t.not(unit.pid(), pid);
+	const next = await world.start();
+	await until('another to serve', () => next.status().state === 'running' && other.pid() !== undefined);
+	await until('the end of the drained one', () => unit.pid() === undefined);
 });

@@ -3,7 +3,14 @@ import {mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'nod
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
-import {renderUnitStart, type UnitStartInput, unitScriptPath, writeUnitStart} from '../../../src/proxy/unit-files.ts';
+import {makeSlots} from '../../../src/proxy/slot.ts';
+import {
+	renderUnitStart,
+	type UnitStartInput,
+	unitScriptPath,
+	withdrawUnitStart,
+	writeUnitStart,
+} from '../../../src/proxy/unit-files.ts';
 import {proxyConfig} from '../../integration/proxy/world.ts';
 
 const folder = (t: {teardown(end: () => void): void}): string => {
@@ -42,8 +49,8 @@ test('unit start › the script runs Envoy with each argument as it is, and keep
 	writeFileSync(binaryPath, '#!/bin/sh\nfor each; do echo "<$each>"; done\necho oops >&2\n', {mode: 0o755});
 	const config = proxyConfig(path, {binaryPath, extraArguments: ['--x', 'a b $HOME `id`', "it's"]});
 	const start = renderUnitStart(inputFor(path, {config}));
-	writeUnitStart(config, start, '{}\n');
-	const {status} = spawnSync('/bin/sh', [unitScriptPath(config)]);
+	writeUnitStart({name: 'a', config, bootstrap: '{}\n'}, start);
+	const {status} = spawnSync('/bin/sh', [unitScriptPath({name: 'a', config})]);
 	t.is(status, 0);
 	const said = readFileSync(join(path, 'envoy.err'), 'utf8').trim().split('\n');
 	t.deepEqual(said.slice(0, 2), ['<-c>', `<${start.bootstrapPath}>`]);
@@ -56,20 +63,39 @@ test('unit start › is written once, and takes the bootstraps of earlier ones a
 	writeFileSync(binaryPath, '#!/bin/sh\n', {mode: 0o755});
 	const config = proxyConfig(path, {binaryPath});
 	for (const bootstrap of ['{"a":1}\n', '{"a":2}\n'])
-		writeUnitStart(config, renderUnitStart(inputFor(path, {config, bootstrap})), bootstrap);
+		writeUnitStart({name: 'a', config, bootstrap}, renderUnitStart(inputFor(path, {config, bootstrap})));
 	const {bootstrapPath} = renderUnitStart(inputFor(path, {config, bootstrap: '{"a":2}\n'}));
 	t.is(readFileSync(bootstrapPath, 'utf8'), '{"a":2}\n');
 	t.deepEqual(
 		readdirSync(path).toSorted(),
-		['envoy', bootstrapPath.slice(path.length + 1), 'start'].toSorted(),
+		['envoy', bootstrapPath.slice(path.length + 1), 'start-a'].toSorted(),
 		'nothing else is left',
+	);
+});
+
+test('unit start › the two slots have scripts and bootstraps of their own', t => {
+	const path = folder(t);
+	const binaryPath = join(path, 'envoy');
+	writeFileSync(binaryPath, '#!/bin/sh\n', {mode: 0o755});
+	const [first, second] = makeSlots(
+		proxyConfig(path, {binaryPath}),
+		({adminSocketPath}) => `{"a":"${adminSocketPath}"}\n`,
+	);
+	for (const {name, config, bootstrap} of [first, second, first])
+		writeUnitStart({name, config, bootstrap}, renderUnitStart(inputFor(path, {config, bootstrap})));
+	const names = readdirSync(path).map(each => each.replace(/[0-9a-f]{16}/, 'X'));
+	t.deepEqual(names.toSorted(), ['envoy', 'envoy-X.json', 'envoy-b-X.json', 'start-a', 'start-b']);
+	withdrawUnitStart(first);
+	t.deepEqual(
+		readdirSync(path).filter(each => each.startsWith('start')),
+		['start-b'],
 	);
 });
 
 test('unit start › a binary that is not there is told, and nothing is written that a unit would run', t => {
 	const path = folder(t);
 	const config = proxyConfig(path);
-	t.throws(() => writeUnitStart(config, renderUnitStart(inputFor(path, {config})), '{}\n'), {
+	t.throws(() => writeUnitStart({name: 'a', config, bootstrap: '{}\n'}, renderUnitStart(inputFor(path, {config}))), {
 		code: 'proxy.binary_missing',
 	} as object);
 	t.deepEqual(readdirSync(path), []);
