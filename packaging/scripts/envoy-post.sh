@@ -1,4 +1,4 @@
-# Replacing a running Envoy cuts its connections, so when that happens is left to the admin.
-if [ -d /run/systemd/system ] && systemctl -q is-active onramp-envoy.service; then
-	echo 'onramp-envoy: the Envoy that runs goes on with the old file; to change over: systemctl restart onramp-envoy'
+# When a running Envoy is replaced is left to the admin: for a while there are two, with the memory of two.
+if [ -d /run/systemd/system ] && systemctl -q is-active 'onramp-envoy@*.service'; then
+	echo 'onramp-envoy: the Envoy that runs goes on with the old file; to change over, without a lost request: onramp proxy replace'
 fi

@@ -33,8 +33,8 @@ before_remove() {
 	if has_systemd; then
 		systemctl disable onramp.service onramp-capture-watch.service 2>/dev/null || :
 		# The last two also stop with the first, unless somebody has started them alone.
-		systemctl stop onramp.service onramp-envoy.path || :
-		systemctl stop onramp-capture.service onramp-agent.service onramp-envoy.service || :
+		systemctl stop onramp.service onramp-envoy@a.path onramp-envoy@b.path || :
+		systemctl stop onramp-capture.service onramp-agent.service 'onramp-envoy@*.service' || :
 	fi
 	# Rules that were made by hand, and those that a stop leaves on purpose.
 	onramp capture remove --all >/dev/null || echo 'onramp: rules may be left, see: nft list ruleset'

@@ -622,7 +622,7 @@ export const table = {
 		'proxy.mode',
 		values.choice('spawn', 'unit', 'external', 'off'),
 		'spawn',
-		'Who runs Envoy: the agent, onramp-envoy.service, another supervisor, nobody',
+		'Who runs Envoy: the agent, the units onramp-envoy@, another supervisor, nobody',
 		{
 			istio: [{name: 'DISABLE_ENVOY', read: value => (value !== '' && isTrue(value) ? 'off' : undefined)}],
 		},

@@ -38,7 +38,7 @@ export class ExternalWatch {
 			if (this.#state === 'draining') return;
 			if (!verdict.isReady) {
 				this.#enter('starting');
-				gate.close(verdict.reason, verdict.hint ?? 'is it running? systemctl status onramp-envoy');
+				gate.close(verdict.reason, verdict.hint ?? 'is it running? systemctl status for its unit');
 				return;
 			}
 			if (this.#state !== 'running') log.info({version: this.#version}, 'envoy ready');

@@ -51,7 +51,7 @@ async function lookAround({machine}: Vm): Promise<string> {
 	return machine.must(script.join('; echo --; '));
 }
 
-const envoyPid = ({machine}: Vm): Promise<string> => machine.show('onramp-envoy.service', 'MainPID');
+const envoyPid = ({machine}: Vm, name = 'a'): Promise<string> => machine.show(`onramp-envoy@${name}.service`, 'MainPID');
 const agentPid = ({machine}: Vm): Promise<string> => machine.show('onramp-agent.service', 'MainPID');
 const rulesOf = ({machine}: Vm): Promise<string> => machine.must('nft -s list ruleset');
 
@@ -140,9 +140,9 @@ step(
 );
 
 step('the units hold what they promise: no capability, no root, an exposure of 1.5 at most', async t => {
-	const list = readdirSync(join(import.meta.dirname, '../../packaging/units'));
+	const list = readdirSync(join(import.meta.dirname, '../../packaging/units')).map(name => name.replace('@.', '@a.'));
 	t.is(await a.machine.must(`systemd-analyze verify --man=no ${list.join(' ')} 2>&1`), '', 'no complaint');
-	for (const unit of ['onramp-agent.service', 'onramp-envoy.service']) {
+	for (const unit of ['onramp-agent.service', 'onramp-envoy@a.service']) {
 		const text = await a.machine.must(`systemd-analyze security --no-pager ${unit} | tail -1`);
 		const exposure = Number(/: (\d+\.\d+)/.exec(text)?.[1]);
 		t.true(exposure <= 1.5, `${unit}: ${text}`);
@@ -183,7 +183,7 @@ step('a hostile local user gets no socket, no key, no token, no admin and no con
 	}
 	const abstract = await a.machine.must("grep -o '@.*envoy.*\\|@.*onramp.*' /proc/net/unix || true");
 	t.is(abstract.trim(), '', 'no socket without a file mode');
-	const shown = await a.machine.must('ps -eo args; systemctl show onramp-agent onramp-envoy');
+	const shown = await a.machine.must('ps -eo args; systemctl show onramp-agent onramp-envoy@a');
 	const token = (await a.machine.must('cat /etc/onramp/bundle/istio-token')).trim();
 	t.false(shown.includes(token), 'no secret in a command line or a property');
 	await assertBothWays(t);
@@ -279,7 +279,7 @@ step(
 			'left the mesh; no request is in flight',
 			'capture: removed',
 			'Stopped onramp-agent.service',
-			'Stopped onramp-envoy.service',
+			'Stopped onramp-envoy@a.service',
 		];
 		const places = at.map(line => said.lastIndexOf(line));
 		t.deepEqual(
@@ -291,7 +291,7 @@ step(
 		const file = packages.of('onramp');
 		await a.machine.copy(join(packages.directory, file), `/root/${file}`);
 		await a.machine.must(`dpkg --force-unsafe-io --force-confold -i /root/${file}; rm /root/${file}`);
-		for (const unit of ['onramp', 'onramp-agent', 'onramp-envoy', 'onramp-capture', 'onramp-leave'])
+		for (const unit of ['onramp', 'onramp-agent', 'onramp-envoy@a', 'onramp-envoy@b', 'onramp-capture', 'onramp-leave'])
 			t.is(await a.machine.show(`${unit}.service`, 'ActiveState'), 'inactive', unit);
 		t.is((await rulesOf(a)).trim(), '');
 		await until('its entry to go', async () => (await entries()).join() === 'b');

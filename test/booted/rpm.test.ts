@@ -25,7 +25,7 @@ test.serial('rpm › installed, upgraded and erased, its scripts do what those o
 	await untilActive(a, 'onramp-ready.target');
 
 	const pids = async () => [
-		await machine.show('onramp-envoy.service', 'MainPID'),
+		await machine.show('onramp-envoy@a.service', 'MainPID'),
 		await machine.must('nft -s list ruleset'),
 	];
 	const before = await pids();
