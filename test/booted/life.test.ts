@@ -51,7 +51,8 @@ async function lookAround({machine}: Vm): Promise<string> {
 	return machine.must(script.join('; echo --; '));
 }
 
-const envoyPid = ({machine}: Vm, name = 'a'): Promise<string> => machine.show(`onramp-envoy@${name}.service`, 'MainPID');
+const envoyPid = ({machine}: Vm, name = 'a'): Promise<string> =>
+	machine.show(`onramp-envoy@${name}.service`, 'MainPID');
 const agentPid = ({machine}: Vm): Promise<string> => machine.show('onramp-agent.service', 'MainPID');
 const rulesOf = ({machine}: Vm): Promise<string> => machine.must('nft -s list ruleset');
 
@@ -246,6 +247,41 @@ step('restart onramp changes the agent only, and loses no request', async t => {
 	t.is(await envoyPid(a), envoy);
 	t.deepEqual(await entries(), ['a', 'b']);
 });
+
+step(
+	'an Envoy that is not the wanted one any more, or has a new file, is replaced by its other unit, and no request is lost',
+	async t => {
+		// Connections that wait when listening sockets are closed are handed over only with this.
+		await a.machine.must('sysctl -q -w net.ipv4.tcp_migrate_req=1');
+		const [rules, first] = [await rulesOf(a), await envoyPid(a)];
+		const untilOnly = async (name: 'a' | 'b', other: 'a' | 'b') => {
+			await until(`Envoy ${other} to rest`, async () => (await envoyPid(a, other)) === '0', 60_000);
+			t.not(await envoyPid(a, name), '0');
+			t.is(await a.machine.show(`onramp-envoy@${other}.service`, 'ActiveState'), 'inactive');
+		};
+		await a.machine.must("printf 'proxy: {drain: 2s}\\n' >> /etc/onramp/onramp.yaml");
+		await underLoad(t, async () => {
+			await a.machine.must('systemctl restart onramp');
+			await until('the other Envoy', async () => (await envoyPid(a, 'b')) !== '0');
+			await untilOnly('b', 'a');
+			t.regex(
+				await a.machine.must('onramp proxy replace'),
+				/serves; onramp-envoy@b.service serves its last connections/,
+			);
+			await untilOnly('a', 'b');
+		});
+		t.not(await envoyPid(a), first);
+		t.is(await rulesOf(a), rules);
+		await a.machine.must('onramp proxy replace');
+		await untilOnly('b', 'a');
+		await a.machine.reboot();
+		await untilActive(a, 'onramp-ready.target');
+		await assertBothWays(t);
+		await untilOnly('b', 'a');
+		await a.machine.must('onramp proxy replace');
+		await untilOnly('a', 'b');
+	},
+);
 
 step('an upgrade and the way back lose no request, and leave Envoy and rules alone', async t => {
 	const newer = await buildPackages({version: '0.2.0', names: 'onramp'});

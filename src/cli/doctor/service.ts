@@ -13,7 +13,8 @@ interface Unit {
 
 const properties = ['Id', 'LoadState', 'ActiveState', 'SubState', 'Result', 'NRestarts', 'UnitFileState'];
 
-const names = ['onramp.service', 'onramp-agent.service', 'onramp-envoy.service', 'onramp-capture.service'];
+const envoys: readonly string[] = ['onramp-envoy@a.service', 'onramp-envoy@b.service'];
+const names = ['onramp.service', 'onramp-agent.service', ...envoys, 'onramp-capture.service'];
 
 /** The state of our units, where there are some. */
 export const service: Check = {
@@ -21,7 +22,10 @@ export const service: Check = {
 	run: async (): Promise<readonly Finding[]> => {
 		const units = (await show()).filter(({LoadState}) => LoadState !== 'not-found');
 		if (units.length === 0) return [skip('no unit of ours is installed, or no systemd runs')];
-		return units.map(judge);
+		// One of them rests, unless it takes over from the other.
+		const isServed = units.some(({Id, ActiveState}) => envoys.includes(Id) && ActiveState === 'active');
+		const rests = ({Id, ActiveState}: Unit) => isServed && envoys.includes(Id) && ActiveState === 'inactive';
+		return units.filter(unit => !rests(unit)).map(judge);
 	},
 };
 
