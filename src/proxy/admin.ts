@@ -11,6 +11,8 @@ export interface ServerInfo {
 	readonly configPath: string;
 	/** Whole seconds since then. */
 	readonly uptimeSeconds: number;
+	/** Between the word to drain and the end of its listeners. */
+	readonly drainMs: number;
 }
 
 export interface AdminReply {
@@ -41,13 +43,14 @@ export class AdminClient {
 			version?: string;
 			state?: string;
 			uptime_current_epoch?: string;
-			command_line_options?: {config_path?: string};
+			command_line_options?: {config_path?: string; drain_time?: string};
 		};
 		return {
 			version: info.version?.split('/')[1] ?? '',
 			state: info.state ?? '',
 			configPath: info.command_line_options?.config_path ?? '',
 			uptimeSeconds: Number.parseInt(info.uptime_current_epoch ?? '', 10) || 0,
+			drainMs: Number.parseFloat(info.command_line_options?.drain_time ?? '') * 1000 || 0,
 		};
 	}
 

@@ -145,12 +145,12 @@ async function findLack(
 export interface RetireDeps {
 	readonly clock: Clock;
 	readonly log: Logger;
-	readonly drainMs: number;
 	/** Waited at most for its connections. */
 	readonly ceilingMs: number;
 }
 
 const pollMs = 500;
+const closingMs = 250;
 
 /**
  * Lets the old Envoy finish: it asks its clients to close, stops to listen after the drain time, and is ended when its
@@ -160,7 +160,7 @@ const pollMs = 500;
 export async function retireEnvoy(
 	old: Party,
 	admin: AdminClient,
-	{clock, log, drainMs, ceilingMs}: RetireDeps,
+	{clock, log, ceilingMs}: RetireDeps,
 	signal: AbortSignal,
 	left: AbortSignal,
 ): Promise<boolean> {
@@ -177,7 +177,9 @@ export async function retireEnvoy(
 	try {
 		// Without `skip_exit` it closes its listeners in the end, so that all new connections are the successor's.
 		await admin.post('/drain_listeners?graceful');
-		await clock.sleep(drainMs, until);
+		// Its own, which may be from other settings than ours. Until its workers have closed the listeners, it may have
+		// nothing to do for a moment and still be given a connection in the next.
+		await clock.sleep((await admin.serverInfo()).drainMs + closingMs, until);
 		for (;;) {
 			open = await countWork(admin);
 			if (open === 0 || elapsedMs() > ceilingMs) break;

@@ -220,7 +220,7 @@ export class Supervisor {
 
 	#retire(process: EnvoyProcess, slot: Slot): void {
 		const {config, clock, log} = this.#deps;
-		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
+		const deps = {clock, log, ceilingMs: config.replaceCeilingMs};
 		const {signal: cut} = this.#cutting;
 		const {signal: left} = this.#leaving;
 		const done = retireEnvoy(this.#partyOf(process, slot), slot.admin, deps, cut, left).then(isEnded => {

@@ -331,7 +331,7 @@ export class UnitEnvoy {
 
 	#retire(slot: Slot): void {
 		const {config, clock, log} = this.#deps;
-		const deps = {clock, log, drainMs: config.drainMs, ceilingMs: config.replaceCeilingMs};
+		const deps = {clock, log, ceilingMs: config.replaceCeilingMs};
 		// First of all: should it crash, or the machine, it is not started again.
 		withdrawUnitStart(slot);
 		const cut = new AbortController(); // Nobody is in such a hurry: systemd ends it with all the rest.

@@ -93,3 +93,18 @@ test('succession › an agent told to leave Envoy leaves the replaced one too, a
 	t.is(startTimeOf(old), undefined);
 	t.is(startTimeOf(pid), undefined);
 });
+
+test('succession › an old Envoy is given its own drain time, not that of today’s settings', async t => {
+	const world = await makeWorld({drainMs: 3000});
+	t.teardown(() => world.end());
+	await world.startXds();
+	const first = await world.start({onStop: 'leave'});
+	await until('ready', () => world.readiness.isReady);
+	const old = first.status().pid!;
+	await first.stop();
+	const next = await world.start({drainMs: 100});
+	await until('another to serve', () => next.status().retiring === old);
+	const startedMs = performance.now();
+	await until('its end', () => startTimeOf(old) === undefined);
+	t.true(performance.now() - startedMs > 2500, 'it takes connections until then');
+});
