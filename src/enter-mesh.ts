@@ -1,7 +1,8 @@
-import {lookAtNetwork, rankAddresses, selectAddresses} from './config/index.ts';
+import {lookAtNetwork} from './config/index.ts';
 import type {Health} from './health/index.ts';
 import {keepWord, startHealth} from './health/index.ts';
 import type {Running} from './lifecycle/index.ts';
+import {lookForAddresses} from './locate.ts';
 import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
 import type {EnvoyProxy} from './proxy/index.ts';
@@ -193,7 +194,7 @@ function startAddressWatchOf(deps: MeshDeps, mesh: Mesh, {health, registration, 
 			const {towards} = config.address;
 			// Off the network, no other address is of use.
 			const isOff = towards.length > 0 && !towards.some(destination => network.sourceOf?.(destination));
-			return isOff ? mesh.addresses : selectAddresses(rankAddresses(network, config.address), undefined);
+			return isOff ? mesh.addresses : lookForAddresses(config, mesh.cloud);
 		},
 		current: () => mesh.addresses,
 		onChange: async addresses => {

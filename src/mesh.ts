@@ -1,9 +1,11 @@
+import {type Cloud, platformOf} from './cloud/index.ts';
 import type {Config, WorkloadConfig} from './config/index.ts';
 import {buildNode, createControlPlane, encodeNode, type NodeSettings} from './control-plane/index.ts';
 import type {Dns} from './dns/index.ts';
 import {createTokenSource, type Identity, startIdentity} from './identity/index.ts';
 import type {HeldState} from './identity/state-dir.ts';
 import type {Clock, ComponentGroup, Metrics, Readiness} from './lifecycle/index.ts';
+import {startCloudOf, untilLocated} from './locate.ts';
 import type {Logger} from './log.ts';
 import {startSds, startXdsSocket} from './proxy/xds.ts';
 import {limitReconnects, type OwnInbound, startOwnInbound} from './registration/index.ts';
@@ -38,14 +40,20 @@ export interface Mesh {
 	readonly rotateNow: () => Promise<unknown>;
 	/** Opens a new stream because something is wrong with our entry; not without end. */
 	readonly mend: () => void;
+	/** What the cloud's metadata service says of this machine; undefined where none is asked. */
+	readonly cloud: Cloud | undefined;
 	/** The first one names our WorkloadEntry; the next stream is opened with them. */
 	addresses: readonly string[];
+	/** Who we are, as far as it is known now. */
+	readonly workload: () => WorkloadConfig;
 	/** Puts our health where the mesh sees it. */
 	report: (report: HealthReport) => void;
 	/** Has what is waiting to be registered tried at once. */
 	retry: () => void;
-	/** The stream to the control plane is asked for. */
+	/** Our health has been asked whether we are to be registered. */
 	isEntered: boolean;
+	/** What the cloud says has been waited for. */
+	isLocated: boolean;
 	/** Why the next stream is to register nothing; undefined = it registers us. */
 	withheld: () => string | undefined;
 }
@@ -89,6 +97,10 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	status.add('identity', identity.status);
 	status.addCommand('rotate', rotateNow);
 
+	// It may answer before all is made.
+	let made: Mesh | undefined;
+	const cloud = await startCloudOf(deps, () => made?.retry());
+	const located = untilLocated(config, cloud, signal);
 	const mend = limitReconnects(() => relay.reconnect(), clock, logOf('registration'));
 	const inbound = await parts.start('inbound', async () =>
 		startOwnInbound({
@@ -104,12 +116,18 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		startRelay({
 			...base,
 			config: config.relay,
-			openAdsStream: controlPlane.openAdsStream,
+			openAdsStream: async (protocol, giveUp) => {
+				// What it says of us is part of our entry.
+				await located;
+				return controlPlane.openAdsStream(protocol, giveUp);
+			},
 			backoff: {baseMs: config.controlPlane.backoffBaseMs, maxMs: config.controlPlane.backoffMaxMs},
 			node: () => {
 				// istiod registers whoever names a group.
 				const group = mesh.withheld() === undefined ? workload.group : undefined;
-				return encodeNode(buildNode({...workload, addresses: mesh.addresses, group}, nodeSettings), version);
+				const facts = mesh.cloud?.current();
+				const settings = {...nodeSettings, ...(facts && {platform: platformOf(facts)})};
+				return encodeNode(buildNode({...mesh.workload(), group}, settings), version);
 			},
 			owner: ownerOf(workload),
 			onNameTable: table => dns?.setNameTable(table),
@@ -140,12 +158,25 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 		spiffeId,
 		rotateNow,
 		mend,
+		cloud,
 		addresses: workload.addresses,
+		workload: () => ({
+			...workload,
+			addresses: mesh.addresses,
+			locality: workload.locality || cloud?.current()?.locality || '',
+		}),
 		report: relay.setHealth,
 		retry: () => {},
 		isEntered: false,
+		isLocated: false,
 		withheld: () => undefined,
 	};
+	made = mesh;
+	located.then(addresses => {
+		mesh.addresses = addresses;
+		mesh.isLocated = true;
+		mesh.retry();
+	});
 	return mesh;
 }
 

@@ -15,7 +15,7 @@ export async function registerDirectly(
 	finding: () => EntryFinding | undefined,
 ): Promise<DirectRegistration> {
 	const {relay, inbound} = mesh;
-	const {workload, health, proxy} = config;
+	const {health, proxy} = config;
 	const log = logOf('registration');
 	const isConnected = () => relay.status().upstream.state === 'connected';
 	const proxyGate = () => readiness.states().find(({name}) => name === 'proxy')!;
@@ -23,7 +23,7 @@ export async function registerDirectly(
 	/** Until Envoy has been ready once, an agent before this one may have had a reason to be registered. */
 	const wish = (): Wish => {
 		// Health is asked first whether we are to be registered at all.
-		if (!mesh.isEntered) return {kind: 'wait', reason: 'the agent starts'};
+		if (!mesh.isEntered || !mesh.isLocated) return {kind: 'wait', reason: 'the agent starts'};
 		const withheld = mesh.withheld();
 		if (withheld !== undefined) return {kind: 'absent', reason: withheld, hint: 'onramp ready'};
 		wasReady ||= proxyGate().isOpen;
@@ -36,7 +36,7 @@ export async function registerDirectly(
 		config: registration,
 		client: createKubernetesClient(registration.kubernetes, `onramp/${version}`),
 		own: await openOwnEntries({stateDir: registration.stateDir, marks: lookAtMachine(), log}),
-		workload,
+		workload: mesh.workload,
 		hasHealth: health.isReported,
 		address: () => mesh.addresses[0]!,
 		wish,

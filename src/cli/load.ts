@@ -1,4 +1,5 @@
 import {hostname} from 'node:os';
+import {loadKept} from '../cloud/kept.ts';
 import {diskReader, type FileReader, type LoadedConfig, loadConfig, lookAtNetwork} from '../config/index.ts';
 import type {Flags} from './index.ts';
 
@@ -21,7 +22,11 @@ export async function loadFrom(
 		isStrict,
 		argv: flags,
 		env,
-		host: {hostname: hostname(), ...lookAtNetwork()},
+		host: {
+			hostname: hostname(),
+			...lookAtNetwork(),
+			keptCloudAddress: stateDir => loadKept(stateDir)?.facts.address || undefined,
+		},
 		files,
 	});
 }

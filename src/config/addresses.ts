@@ -94,7 +94,7 @@ function judge(name: string, address: string, {ipv6Flags}: HostNetwork): Candida
 function matches(
 	rule: AddressRule,
 	found: readonly Candidate[],
-	{sourceOf}: HostNetwork,
+	{sourceOf, cloudAddress}: HostNetwork,
 	towards: readonly string[],
 ): (readonly [address: string, why: string])[] {
 	const usable = found.filter(({isUsable}) => isUsable);
@@ -107,6 +107,10 @@ function matches(
 				.map(({address}) => [address, `of interface ${rule.name}`]);
 		case 'cidr':
 			return usable.filter(({address}) => isIn(address, rule.cidr)).map(({address}) => [address, `in ${rule.cidr}`]);
+		case 'metadata': {
+			const address = cloudAddress?.();
+			return usable.filter(each => each.address === address).map(each => [each.address, 'as the cloud says']);
+		}
 		case 'route': {
 			for (const destination of towards.length > 0 ? towards : anywhere) {
 				const source = sourceOf?.(destination);

@@ -10,6 +10,8 @@ export interface HostNetwork {
 	readonly ipv6Flags?: () => ReadonlyMap<string, number>;
 	/** The address that packets to this one would be sent from; undefined without a route. Sends nothing. */
 	readonly sourceOf?: (destination: string) => string | undefined;
+	/** The address that the cloud's metadata service has named; undefined while it has not. */
+	readonly cloudAddress?: () => string | undefined;
 }
 
 export const lookAtNetwork = (): HostNetwork => ({interfaces: networkInterfaces(), ipv6Flags: readFlags, sourceOf});

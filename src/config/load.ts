@@ -8,7 +8,7 @@ import {parseConfig} from './parse.ts';
 import {FileFindings, Findings} from './problems.ts';
 import type {FileReader} from './reader.ts';
 import {settings, table} from './settings.ts';
-import type {BundleSource, SourceFile} from './sources.ts';
+import type {BundleSource, HostFacts, SourceFile} from './sources.ts';
 import {decodeText, maxFileBytes} from './text-file.ts';
 import type {LoadedConfig, ReadFile} from './types.ts';
 
@@ -17,7 +17,7 @@ export interface LoadInput {
 	readonly argv: ParsedFlags;
 	readonly env: Environment;
 	/** `cwd` is where relative paths of flags and environment start; that of the process by default. */
-	readonly host: HostNetwork & {readonly hostname: string; readonly cwd?: string};
+	readonly host: HostNetwork & Pick<HostFacts, 'hostname' | 'keptCloudAddress'> & {readonly cwd?: string};
 	readonly files: FileReader;
 	/** Refuses a bundle that seems cut short, rather than warn of it: before it is taken into use. */
 	readonly isStrict?: boolean;

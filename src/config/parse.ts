@@ -89,7 +89,11 @@ function buildConfig(
 			'controlPlaneAuthPolicy'
 		],
 	});
-	const {addresses, config: address} = readAddresses(resolver, host, controlPlane);
+	const {addresses, config: address} = readAddresses(
+		resolver,
+		{...host, cloudAddress: () => host.keptCloudAddress?.(stateDir)},
+		controlPlane,
+	);
 	// The control plane is told what is done, not what was asked for.
 	const registration = readRegistration(resolver, asked, stateDir);
 	const group = registration.mode === 'auto' ? asked.group : undefined;
@@ -136,6 +140,11 @@ function buildConfig(
 		health,
 		address,
 		registration,
+		cloud: {
+			mode: resolver.take(table.cloud),
+			waitMs: resolver.take(table.cloudWait),
+			endpoint: resolver.take(table.cloudEndpoint),
+		},
 		log: {level: resolver.take(table.logLevel), format: resolver.take(table.logFormat)},
 		isNotifyEnabled: resolver.take(table.notify),
 	};

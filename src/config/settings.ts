@@ -216,7 +216,7 @@ export const table = {
 		'workload.address-from',
 		values.addressRules,
 		'route',
-		'Where our address is found, in order: route (source of packets to the control plane), interface:NAME, cidr:NETWORK',
+		'Where our address is found, in order: route (source of packets to the control plane), interface:NAME, cidr:NETWORK, metadata (as the cloud says)',
 		{leaf: 'address.rules'},
 	),
 	group: setting('workload.group', values.dnsName, undefined, 'WorkloadGroup to be registered in', {
@@ -246,7 +246,29 @@ export const table = {
 		'workload.locality',
 		values.anyString,
 		undefined,
-		'REGION/ZONE/SUBZONE. Default: the locality labels',
+		'REGION/ZONE/SUBZONE. Default: the locality labels, else what the cloud says',
+	),
+	cloud: setting(
+		'workload.cloud',
+		values.choice('auto', 'off', 'aws', 'gce', 'azure'),
+		'auto',
+		'Whose metadata service is asked for locality, instance and address; auto = that of the cloud the firmware names, else none. workload.locality counts more',
+		{leaf: 'cloud.mode'},
+	),
+	// It answers within milliseconds; a first boot waits no longer for one that does not.
+	cloudWait: setting(
+		'workload.cloud-wait',
+		values.duration(),
+		'2s',
+		'How long the first start waits for it before it registers without',
+		{leaf: 'cloud.waitMs'},
+	),
+	cloudEndpoint: setting(
+		'workload.cloud-endpoint',
+		values.metadataEndpoint,
+		'http://169.254.169.254',
+		'Where it is; for tests. Link-local or loopback addresses only',
+		{leaf: 'cloud.endpoint'},
 	),
 	metadata: setting(
 		'workload.metadata',

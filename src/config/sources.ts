@@ -26,6 +26,8 @@ export interface HostFacts extends HostNetwork {
 	readonly cwd: string;
 	/** Where Envoy was found, or where it ought to be. */
 	readonly envoyPath: string;
+	/** What an earlier run has kept of {@link HostNetwork.cloudAddress}. */
+	readonly keptCloudAddress?: ((stateDir: string) => string | undefined) | undefined;
 }
 
 /** Everything that configuration is made of, already read. */

@@ -275,7 +275,9 @@ export type AddressRule =
 	| {readonly kind: 'route'}
 	/** A `*` at the end stands for any rest. */
 	| {readonly kind: 'interface'; readonly name: string}
-	| {readonly kind: 'cidr'; readonly cidr: string};
+	| {readonly kind: 'cidr'; readonly cidr: string}
+	/** The one that the cloud names. */
+	| {readonly kind: 'metadata'};
 
 export interface AddressConfig {
 	/** Somebody has said which it is: it does not change. */
@@ -284,6 +286,15 @@ export interface AddressConfig {
 	readonly rules: readonly AddressRule[];
 	/** Addresses of the control plane, as far as they are known without asking anybody. */
 	readonly towards: readonly string[];
+}
+
+export interface CloudConfig {
+	/** `auto`: as the firmware says. */
+	readonly mode: 'auto' | 'off' | 'aws' | 'gce' | 'azure';
+	/** How long a start that knows nothing yet waits for an answer. */
+	readonly waitMs: number;
+	/** `http://ADDRESS[:PORT]`, link-local. */
+	readonly endpoint: string;
 }
 
 /** What a probe asks. A host that is left out is the address that names our WorkloadEntry, as in Istio. */
@@ -377,6 +388,7 @@ export interface Config {
 	readonly health: HealthConfig;
 	readonly address: AddressConfig;
 	readonly registration: RegistrationConfig;
+	readonly cloud: CloudConfig;
 	readonly log: LogConfig;
 	/** Seconds between systemd watchdog pings come from the environment; this switches notify off in tests. */
 	readonly isNotifyEnabled: boolean;

@@ -303,12 +303,12 @@ const interfaceName = text('interface', 'the name of a network interface, or its
 });
 export const interfaces = listOf('interfaces', interfaceName);
 
-const addressRule = text('rule', 'route, interface:NAME or cidr:NETWORK', (value, base): AddressRule => {
+const addressRule = text('rule', 'route, interface:NAME, cidr:NETWORK or metadata', (value, base): AddressRule => {
 	const [kind, rest = ''] = [value.split(':', 1)[0], value.slice(value.indexOf(':') + 1)];
-	if (value === 'route') return {kind: 'route'};
+	if (value === 'route' || value === 'metadata') return {kind: value};
 	if (kind === 'interface' && value.includes(':')) return {kind, name: interfaceName.parse(rest, base)};
 	if (kind === 'cidr' && value.includes(':')) return {kind, cidr: parseCidr(rest)};
-	throw new ValueError('is none of route, interface:NAME, cidr:NETWORK');
+	throw new ValueError('is none of route, interface:NAME, cidr:NETWORK, metadata');
 });
 export const addressRules = listOf('rules', addressRule, 1);
 
@@ -370,6 +370,18 @@ export const httpsUrl = text('url', 'https://HOST, with a port if it is not 443'
 	if (url.username || url.password || url.search || url.hash)
 		throw new ValueError('is more than scheme, host and path');
 	return url.href.replace(/\/$/, '');
+});
+
+/** What is asked there must not leave this machine and its host. */
+export const metadataEndpoint = text('url', 'http:// and a link-local or loopback address', value => {
+	const match =
+		/^http:\/\/(?:(169\.254\.\d{1,3}\.\d{1,3}|127\.\d{1,3}\.\d{1,3}\.\d{1,3})|\[(fe80::[0-9a-f:]+|fd00:ec2::254|::1)\])(?::(\d{1,5}))?\/?$/.exec(
+			value,
+		);
+	if (!match || ipFamily(match[1] ?? match[2] ?? '') === 0)
+		throw new ValueError('is not a link-local or loopback address');
+	if (match[3] !== undefined) wholeNumber(match[3], 1, 65_535);
+	return value.replace(/\/$/, '');
 });
 
 /** `SYSTEM` or a file. */

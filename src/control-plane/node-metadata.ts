@@ -13,6 +13,8 @@ export interface NodeSettings {
 	readonly readinessPort: number;
 	readonly metricsPort: number;
 	readonly dnsAddress?: string;
+	/** What the cloud says of the machine, by the names of Istio's own agent (pkg/bootstrap/platform). */
+	readonly platform?: Readonly<Record<string, string>>;
 }
 
 /**
@@ -40,6 +42,7 @@ export function buildNode(workload: WorkloadConfig, settings: NodeSettings): Nod
 	};
 	if (workload.group !== undefined) metadata['AUTO_REGISTER_GROUP'] = workload.group;
 	if (workload.isDnsCaptured) metadata['DNS_CAPTURE'] = 'true';
+	if (settings.platform) metadata['PLATFORM_METADATA'] = settings.platform;
 	if (settings.dnsAddress !== undefined) metadata['DNS_PROXY_ADDR'] = settings.dnsAddress;
 	const [region, zone, subZone] = workload.locality.split('/');
 	return {

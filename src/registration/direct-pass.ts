@@ -7,7 +7,8 @@ import type {OwnEntries} from './own-entries.ts';
 export interface PassDeps {
 	readonly client: KubernetesClient;
 	readonly own: OwnEntries;
-	readonly workload: WorkloadConfig;
+	/** As it is known now: what the cloud says may come late. */
+	readonly workload: () => WorkloadConfig;
 	readonly group: string;
 	/** Whether the entry is to have health. */
 	readonly hasHealth: boolean;
@@ -40,10 +41,11 @@ export async function keepEntry(
 }
 
 async function keepOnce(
-	{client, own, workload, group: groupName, hasHealth, now}: PassDeps,
+	{client, own, workload: who, group: groupName, hasHealth, now}: PassDeps,
 	{name, address, health, isHealthDue}: EntryTarget,
 	signal: AbortSignal,
 ): Promise<'created' | 'updated' | 'kept'> {
+	const workload = who();
 	const {namespace} = workload;
 	const at = {resource: 'workloadentries', namespace, name} as const;
 	const group = await find(client, {verb: 'get', resource: 'workloadgroups', namespace, name: groupName}, signal);

@@ -74,14 +74,14 @@ const passing: ReadonlySet<string> = new Set<ErrorCode>([
 
 /** Writes our WorkloadEntry through the Kubernetes API, keeps it right, and takes it away when we go. */
 export function startDirectRegistration(deps: DirectDeps): DirectRegistration {
-	const {config, own, workload, address, gate, clock, random, log} = deps;
-	const {namespace} = workload;
+	const {config, own, address, gate, clock, random, log} = deps;
+	const {namespace, metadata} = deps.workload();
 	const pass: PassDeps = {...deps, group: config.group, now: () => clock.now()};
 	const stopping = new AbortController();
 	const {signal} = stopping;
 	const backoff = new Backoff(backoffSettings, clock, random);
 	const nameOf = (at: string) =>
-		config.entryName ?? workloadEntryName(config.group, at, workload.metadata['NETWORK'] || undefined);
+		config.entryName ?? workloadEntryName(config.group, at, metadata['NETWORK'] || undefined);
 	const entry = () => `${namespace}/${nameOf(address())}`;
 
 	// An agent before this one may have made it.

@@ -3,7 +3,7 @@ export {limitReconnects} from './allowance.ts';
 export {startCopyCheck} from './copy-check.ts';
 export type {DirectRegistration, Wish} from './direct.ts';
 export type {EntryFinding, EntryProblem} from './entry-finding.ts';
-export {keepMachine, lookAtMachine} from './machine.ts';
+export {isOtherMachine, keepMachine, lookAtMachine, type MachineMarks} from './machine.ts';
 export {type OwnInbound, type OwnInboundStatus, startOwnInbound} from './own-inbound.ts';
 export {
 	type Registration,

@@ -117,7 +117,7 @@ export class LocalWorkload {
 			...['--proxy-listen-address', '127.0.0.1', '--proxy-readiness-port', String(this.ports.readiness)],
 			...['--proxy-metrics-port', String(this.ports.metrics), '--proxy-concurrency', '1', '--notify', 'false'],
 			...['--dns-addresses', '127.0.0.1', '--dns-port', String(this.ports.dns)],
-			...['--dns-resolv-conf', join(this.options.directory, 'resolv.conf')],
+			...['--dns-resolv-conf', join(this.options.directory, 'resolv.conf'), '--workload-cloud', 'off'],
 			...flags,
 		];
 	}

@@ -1,10 +1,11 @@
+import {loadKept} from '../../cloud/kept.ts';
 import {type Candidate, lookAtNetwork, rankAddresses} from '../../config/index.ts';
 import {ok, withConfig} from './types.ts';
 
 /** Which address names our WorkloadEntry, and why that one. */
-export const addresses = withConfig('address', async ({workload, address}) => {
+export const addresses = withConfig('address', async ({stateDir, workload, address}) => {
 	const [own = ''] = workload.addresses;
-	const ranked = rankAddresses(lookAtNetwork(), address);
+	const ranked = rankAddresses({...lookAtNetwork(), cloudAddress: () => loadKept(stateDir)?.facts.address}, address);
 	const others = ranked.filter(candidate => candidate.address !== own).map(describe);
 	const rest = others.length > 0 ? `; then ${others.join(', ')}` : '';
 	const chosen = ranked.find(candidate => candidate.address === own);

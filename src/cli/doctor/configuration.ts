@@ -15,8 +15,9 @@ export const configuration: Check = {
 			(message): Finding => ({verdict: 'warn', message, remedy: 'see docs/troubleshooting.md, Configuration'}),
 		);
 		if (!loaded || findings.some(({verdict}) => verdict === 'fail')) return [...findings, ...warnings];
-		const {workload} = loaded.config;
-		const group = workload.group === undefined ? 'not to be registered' : `group ${workload.group}`;
+		const {workload, registration} = loaded.config;
+		const auto = workload.group === undefined ? 'not to be registered' : `group ${workload.group}`;
+		const group = registration.mode === 'direct' ? `group ${registration.group}, registered by the agent itself` : auto;
 		const who = `${workload.namespace}/${workload.serviceAccount}, ${group}, address ${workload.addresses[0]}`;
 		return [ok(who), ...findings, ...warnings];
 	},

@@ -168,12 +168,13 @@ test('addresses › the kernel is asked for a source without a packet, and at on
 	t.is(sourceOf!('127.0.0.9'), '127.0.0.1');
 });
 
-test('addresses › rules are written as route, interface:NAME, cidr:NETWORK', t => {
-	t.deepEqual(values.addressRules.parse('interface:ens*, cidr:10.1.2.3/8,route', '/'), [
+test('addresses › rules are written as route, interface:NAME, cidr:NETWORK, metadata', t => {
+	t.deepEqual(values.addressRules.parse('interface:ens*, cidr:10.1.2.3/8,route,metadata', '/'), [
 		{kind: 'interface', name: 'ens*'},
 		{kind: 'cidr', cidr: '10.0.0.0/8'},
 		{kind: 'route'},
+		{kind: 'metadata'},
 	]);
-	for (const wrong of ['', 'routes', 'interface', 'interface:', 'cidr:10.0.0.0/33', 'cidr:eth0', 'metadata'])
+	for (const wrong of ['', 'routes', 'interface', 'interface:', 'cidr:10.0.0.0/33', 'cidr:eth0', 'metadata:x'])
 		t.throws(() => values.addressRules.parse(wrong, '/'), {instanceOf: values.ValueError}, wrong);
 });

@@ -22,7 +22,11 @@ const full = {
 };
 
 test('node › is taken by a reader as strict as istiod, with each value of its type', t => {
-	const node = parseNode(decode(encodeNode(buildNode(full, {...settings, dnsAddress: '127.0.0.1:15053'}), '1.2.3')));
+	const node = parseNode(
+		decode(
+			encodeNode(buildNode(full, {...settings, dnsAddress: '127.0.0.1:15053', platform: {aws_region: 'r'}}), '1.2.3'),
+		),
+	);
 	t.like(node, {
 		id: 'vm1.bar',
 		name: 'vm1',
@@ -40,6 +44,7 @@ test('node › is taken by a reader as strict as istiod, with each value of its 
 		ENVOY_PROMETHEUS_PORT: 15_090,
 		DNS_CAPTURE: 'true',
 		DNS_PROXY_ADDR: '127.0.0.1:15053',
+		PLATFORM_METADATA: {aws_region: 'r'},
 		INSTANCE_IPS: '10.0.0.5,fd00::5',
 		ISTIO_VERSION: '1.31.0',
 		PROXY_CONFIG: full.proxyConfig,
@@ -55,7 +60,8 @@ test('node › a typed key wins over a free one of the same name, and a free one
 
 test('node › what was not asked for is not there, as istiod would act on it', t => {
 	const {metadata, locality} = buildNode(workload, settings);
-	for (const key of ['AUTO_REGISTER_GROUP', 'DNS_CAPTURE', 'DNS_PROXY_ADDR']) t.false(key in metadata, key);
+	for (const key of ['AUTO_REGISTER_GROUP', 'DNS_CAPTURE', 'DNS_PROXY_ADDR', 'PLATFORM_METADATA'])
+		t.false(key in metadata, key);
 	t.deepEqual(locality, {});
 });
 

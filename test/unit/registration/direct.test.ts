@@ -88,7 +88,7 @@ function setUp(
 		},
 		client: made.client,
 		own,
-		workload,
+		workload: () => workload,
 		hasHealth: options.hasHealth ?? false,
 		address: () => now.address,
 		wish: () => now.wish,
