@@ -1,4 +1,4 @@
-import {readdirSync, readFileSync, rmSync} from 'node:fs';
+import {readdirSync, readFileSync, rmSync, statSync} from 'node:fs';
 import {basename, dirname, join} from 'node:path';
 import type {ProxyConfig} from '../config/types.ts';
 import {hashOf} from './adopt.ts';
@@ -35,6 +35,7 @@ export function renderUnitStart(input: UnitStartInput): UnitStart {
 		'# Written by the onramp agent for its unit of Envoy.',
 		// A disk that cannot be written is no reason to be without Envoy.
 		`{ : >${errorLog}; } 2>/dev/null && exec >>${errorLog} 2>&1`,
+		`{ echo $$ >${quote(startedPath(config))}; } 2>/dev/null`,
 		...(delaySeconds === 0 ? [] : [`sleep ${delaySeconds}`]),
 		`exec ${[config.binaryPath, ...argumentsFor(bootstrapPath)].map(quote).join(' ')}`,
 		'',
@@ -51,6 +52,17 @@ export const unitScriptPath = ({name, config}: UnitSlot): string =>
 /** Where the unit is concerned. */
 export interface UnitSlot extends Pick<Slot, 'name'> {
 	readonly config: Pick<ProxyConfig, 'bootstrapPath' | 'binaryPath'>;
+}
+
+const startedPath = (config: Pick<ProxyConfig, 'bootstrapPath'>): string =>
+	`${config.bootstrapPath.replace(/\.json$/, '')}.started`;
+
+/**
+ * Changes with each start: the one trace of an Envoy that ends before it has opened its admin socket. Undefined: never
+ * started, or not to be told as the disk is full.
+ */
+export function startMark(config: Pick<ProxyConfig, 'bootstrapPath'>): bigint | undefined {
+	return statSync(startedPath(config), {bigint: true, throwIfNoEntry: false})?.mtimeNs;
 }
 
 /**

@@ -14,6 +14,7 @@ import type {SupervisorDeps} from './supervisor.ts';
 import type {LastExit, ProxyState, ProxyStatus} from './types.ts';
 import {
 	renderUnitStart,
+	startMark,
 	type UnitStart,
 	unitOf,
 	unitScriptPath,
@@ -65,6 +66,10 @@ export class UnitEnvoy {
 	/** When the one that is watched had been started, at the latest; monotonic. */
 	#startedByMs: number | undefined;
 	#isReady = false;
+	/** Of the slot that is watched, when it was looked at last. */
+	#marked: {readonly name: Slot['name']; readonly mark: bigint | undefined} | undefined;
+	/** Starts since one has answered. */
+	#unanswered = 0;
 	readonly #startedMs: number;
 	/** It was there before this agent. */
 	#isAdopted = false;
@@ -232,6 +237,7 @@ export class UnitEnvoy {
 				clock,
 				nudge: () => this.#nudge.signal,
 				onInfo: (info, askedMs) => {
+					this.#unanswered = 0;
 					if (this.#isAnother(info, askedMs)) {
 						this.#noteEnd();
 						ended.abort();
@@ -251,6 +257,7 @@ export class UnitEnvoy {
 					if (this.#isDelayed && !this.#isPastBudget()) this.#tryWrite();
 					if (this.#isReady) void this.#envoyLog.rotate(() => void this.admin.post('/reopen_logs').catch(() => {}));
 					else if (this.#version === undefined && this.#learnRefusedFlag()) ended.abort();
+					if (!until.aborted) this.#countStarts(ended);
 				},
 			},
 			until,
@@ -389,6 +396,21 @@ export class UnitEnvoy {
 		if (!this.#isReady) log.info({version: this.#version, isAdopted: this.#isAdopted}, 'envoy ready');
 		this.#isReady = true;
 		this.#enter('running', 'envoy serves');
+	}
+
+	/** One that is started again without having answered has ended, as far as can be told from here. */
+	#countStarts(ended: AbortController): void {
+		const {name, config} = this.#slot;
+		const mark = startMark(config);
+		if (mark === this.#marked?.mark && name === this.#marked?.name) return;
+		const isFirst = this.#marked?.name !== name;
+		this.#marked = {name, mark};
+		if (isFirst) this.#unanswered = 0;
+		else if (++this.#unanswered >= 2) {
+			this.#unanswered = 1;
+			this.#noteEnd();
+			ended.abort();
+		}
 	}
 
 	#noteEnd(): void {

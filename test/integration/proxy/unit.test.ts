@@ -1,6 +1,6 @@
 import {type ChildProcess, spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {existsSync, readFileSync, writeFileSync} from 'node:fs';
+import {existsSync, readFileSync, renameSync, writeFileSync} from 'node:fs';
 import {basename, dirname, join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import type {ProxyConfig} from '../../../src/config/types.ts';
@@ -167,6 +167,33 @@ test.serial('unit mode › after too many ends Envoy is started with a wait, unt
 	await untilReady(world);
 	await until('the end of the wait', () => !isDelayed());
 	t.is(unit.starts(), 2, 'the Envoy that runs is not touched');
+});
+
+test.serial('unit mode › an Envoy that ends before it answers is counted, told, and started with a wait', async t => {
+	const {world, unit} = await makeUnitWorld(t);
+	const binaryPath = join(world.folder, 'broken-envoy');
+	const whole = readFileSync(world.config.binaryPath);
+	writeFileSync(binaryPath, '#!/bin/sh\necho cannot bind the universe >&2\nexit 1\n', {mode: 0o755});
+	const config = {binaryPath, crashBudget: 2, crashWindowMs: 60_000, restartBackoffMaxMs: 3000};
+	const proxy = await world.start(config);
+	await until(
+		'the wait',
+		() => /^sleep 3$/m.test(readFileSync(unitScriptPath({name: 'a', config: world.config}), 'utf8')),
+		60_000,
+	);
+	const {state, restarts, lastExit} = proxy.status();
+	t.is(state, 'failed');
+	t.true(restarts >= 3, String(restarts));
+	t.regex(String(lastExit?.logTail), /cannot bind the universe/);
+	t.false(world.readiness.isReady);
+	const [from, fromMs] = [unit.starts(), performance.now()];
+	await until('two more starts', () => unit.starts() >= from + 2, 60_000);
+	t.true(performance.now() - fromMs > 2500, 'not ten a second');
+
+	writeFileSync(`${binaryPath}.new`, whole, {mode: 0o755});
+	renameSync(`${binaryPath}.new`, binaryPath);
+	await untilReady(world);
+	t.is(proxy.status().state, 'running', 'a mended one is taken as any other');
 });
 
 test.serial('unit mode › an Envoy that was drained for an agent that left is not kept', async t => {
