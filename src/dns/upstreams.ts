@@ -58,7 +58,7 @@ const probeTimeoutMs = 2000;
 const probeEveryMs = 2000;
 const longestProbeMs = 30_000;
 const tickMs = 250;
-/** With nothing open and nobody to probe. */
+/** With nothing open. */
 const idleTickMs = 2000;
 /** The stubs of systemd-resolved. */
 const stubs: ReadonlySet<string> = new Set(['127.0.0.53', '127.0.0.54']);
@@ -156,6 +156,15 @@ export function startUpstreams(deps: UpstreamsDeps): Upstreams {
 		});
 	};
 
+	const untilTick = (nowMs: number): number => {
+		let waitMs = idleTickMs;
+		for (const {upstream, isProven, nextProbeMs} of entries.values()) {
+			if (!upstream.isIdle) return tickMs;
+			if (!isProven || !upstream.isGood) waitMs = Math.min(waitMs, Math.max(tickMs, nextProbeMs - nowMs));
+		}
+		return waitMs;
+	};
+
 	const tick = async () => {
 		for (;;) {
 			const nowMs = clock.monotonicMs();
@@ -163,10 +172,7 @@ export function startUpstreams(deps: UpstreamsDeps): Upstreams {
 				entry.upstream.tick(nowMs);
 				if ((!entry.isProven || !entry.upstream.isGood) && nowMs >= entry.nextProbeMs) probe(entry);
 			}
-			const isIdle = [...entries.values()].every(
-				({upstream, isProven}) => upstream.isIdle && upstream.isGood && isProven,
-			);
-			await clock.sleep(isIdle ? idleTickMs : tickMs, stopping.signal);
+			await clock.sleep(untilTick(nowMs), stopping.signal);
 		}
 	};
 

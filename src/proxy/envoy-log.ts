@@ -80,7 +80,7 @@ export class EnvoyLog {
 		try {
 			await rotateLog(this.path, this.#place.maxBytes, reopen);
 		} catch (err) {
-			// It is tried about once a second.
+			// It is tried again every second or two.
 			this.#log[this.#isRotationTold ? 'debug' : 'warn']({err}, "envoy's log could not be rotated");
 			this.#isRotationTold = true;
 		}

@@ -18,7 +18,7 @@ export interface MonitorDeps {
 	onVerdict(verdict: Verdict): void;
 	/** Aborts when something has happened that may have made it ready. */
 	readonly nudge?: () => AbortSignal;
-	/** Called after each look, for what is to be done about once a second. */
+	/** Called after each look, for what is to be done every second or two. */
 	onTick?(): void;
 }
 
@@ -30,7 +30,9 @@ const nudgedForMs = 100;
 /** After this long it waits for something, and is looked at less often. */
 const quickForMs = 5000;
 const waitingPollMs = 100;
-const runningPollMs = 1000;
+/** Each look is a request of 10 KB, and the only thing that the agent does while nothing happens. */
+const servingPollMs = 2000;
+const troubledPollMs = 1000;
 /** How often a reason is worked out for an Envoy that is not ready. */
 const explainMs = 1000;
 
@@ -72,7 +74,7 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 		}
 		onTick?.();
 		if (wasReady) {
-			await clock.sleep(runningPollMs, signal).catch(() => {}); // Aborted: the loop ends.
+			await clock.sleep(state === 'LIVE' ? servingPollMs : troubledPollMs, signal).catch(() => {}); // Aborted: the loop ends.
 			continue;
 		}
 		const pollMs =

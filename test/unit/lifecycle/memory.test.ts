@@ -1,5 +1,5 @@
 import test from 'ava';
-import {untouchedFileMappings} from '../../../src/lifecycle/memory.ts';
+import {ownShare, untouchedFileMappings} from '../../../src/lifecycle/memory.ts';
 
 const mapping = (head: string, anonymousKb: number): string =>
 	`${head}\nSize:   8 kB\nRss:   8 kB\nAnonymous:      ${anonymousKb} kB\nVmFlags: rd ex mr\n`;
@@ -18,4 +18,9 @@ test('memory › gives back pages of files that this process has not written to,
 		{start: 0x400000, end: 0x402000},
 		{start: 0x402000, end: 0x404000},
 	]);
+});
+
+test('memory › what is our own is what is resident and of no file', t => {
+	t.is(ownShare('301234 12000 9000 8000 0 40000 0\n'), 0.25);
+	t.is(ownShare('0 0 0 0 0 0 0\n'), 0);
 });
