@@ -1,7 +1,7 @@
 import type {AgentError} from '../errors.ts';
 import {hasLegacyTables, LiveTables, parseSave} from './iptables-save.ts';
 import {failureOf, findProgram, type Run} from './programs.ts';
-import type {Family} from './rules.ts';
+import {type Family, families} from './rules.ts';
 
 /** One entry of `nft -j`. */
 export type NftObject = Readonly<Record<string, Record<string, unknown>>>;
@@ -22,9 +22,15 @@ const ipQuestions: Readonly<Record<Family, string>> = {
 
 const none = new LiveTables(new Map());
 
+/** All that costs nothing to ask beforehand; undefined where it has to be asked singly, which also tells why. */
+interface Answers {
+	readonly rules: readonly NftObject[] | undefined;
+	readonly ip: Readonly<Partial<Record<Family, IpEntries>>>;
+}
+
 /**
- * What the kernel says now. Programs are what looking costs, so each is started at most once, and all that depend on
- * nothing at the same time. Made anew after each change.
+ * What the kernel says now. Programs are what looking costs, and of these the fork of a process as large as this one, so
+ * each is started at most once, and all that depend on nothing by one shell. Made anew after each change.
  */
 export class Kernel {
 	/** Wall clock, as files have it. */
@@ -38,9 +44,16 @@ export class Kernel {
 		this.#run = run;
 	}
 
-	/** Starts all questions of a change at once, the longest first. */
+	/** Starts all questions of a change at once. */
 	ask(): this {
-		for (const answer of [this.rules(), this.ip('ip'), this.ip('ip6')]) answer.catch(() => {}); // told to who waits for it
+		const all = this.#askAll();
+		this.#rules = all.then(({rules}) => rules ?? this.#listRules());
+		for (const family of families)
+			this.#ip.set(
+				family,
+				all.then(({ip}) => ip[family] ?? this.#askIp(family)),
+			);
+		for (const answer of [this.#rules, ...this.#ip.values()]) answer.catch(() => {}); // told to who waits for it
 		return this;
 	}
 
@@ -76,27 +89,39 @@ export class Kernel {
 		return Array.isArray(rules) && !rules.some(isThere) ? none : this.tables(name, family);
 	}
 
+	async #askAll(): Promise<Answers> {
+		const questions = [
+			findProgram('nft') && [findProgram('nft'), ...listRuleset].join(' '),
+			...families.map(
+				family =>
+					findProgram('ip') && `${findProgram('ip')} ${ipArguments(family).join(' ')} <<end\n${ipBatch(family)}end`,
+			),
+		];
+		// What a line of its own says of the one before is no JSON.
+		const {stdout} = await this.#run('sh', [
+			'-c',
+			questions.map(each => `${each ?? 'false'}\nprintf '\\n= %s\\n' $?`).join('\n'),
+		]);
+		const parts = stdout.split(/\n= (\d+)\n/);
+		const [rules, ip, ip6] = [0, 2, 4].map(at => ({text: parts[at] ?? '', isWhole: parts[at + 1] === '0'}));
+		const entries = (family: Family, text: string) =>
+			findProgram('ip') === undefined ? {} : {[family]: parseIp(text)};
+		return {
+			rules: rules!.isWhole ? parseRuleset(rules!.text) : undefined,
+			ip: {...entries('ip', ip!.text), ...entries('ip6', ip6!.text)},
+		};
+	}
+
 	async #listRules(): Promise<readonly NftObject[] | AgentError | undefined> {
 		if (findProgram('nft') === undefined) return undefined;
-		const args = ['-j', '-t', 'list', 'ruleset'];
-		const outcome = await this.#run('nft', args);
-		if (outcome.code !== 0) return failureOf('nft', args, outcome);
-		return (JSON.parse(outcome.stdout) as {nftables: readonly NftObject[]}).nftables;
+		const outcome = await this.#run('nft', listRuleset);
+		if (outcome.code !== 0) return failureOf('nft', listRuleset, outcome);
+		return parseRuleset(outcome.stdout);
 	}
 
 	async #askIp(family: Family): Promise<IpEntries | undefined> {
 		if (findProgram('ip') === undefined) return undefined;
-		const {stdout} = await this.#run(
-			'ip',
-			// Some questions fail on a kernel without that family; the others are answered.
-			[family === 'ip' ? '-4' : '-6', '-d', '-j', '-force', '-batch', '-'],
-			`${ipQuestions[family]}\nroute show default\nrule show\nroute show table all proto ${routeProtocol}\n`,
-		);
-		return stdout
-			.split('\n')
-			.filter(line => line.startsWith('['))
-			.flatMap(line => JSON.parse(line) as IpEntries)
-			.filter(entry => Object.keys(entry).length > 0);
+		return parseIp((await this.#run('ip', ipArguments(family), ipBatch(family))).stdout);
 	}
 
 	async #save(name: Xtables, family: Family): Promise<LiveTables> {
@@ -110,6 +135,27 @@ export class Kernel {
 		throw failureOf(program, [], outcome);
 	}
 }
+
+const listRuleset: readonly string[] = ['-j', '-t', 'list', 'ruleset'];
+
+const parseRuleset = (text: string): readonly NftObject[] =>
+	(JSON.parse(text) as {nftables: readonly NftObject[]}).nftables;
+
+/** Some questions fail on a kernel without that family; the others are answered. */
+const ipArguments = (family: Family): readonly string[] => [
+	family === 'ip' ? '-4' : '-6',
+	...['-d', '-j', '-force', '-batch', '-'],
+];
+
+const ipBatch = (family: Family): string =>
+	`${ipQuestions[family]}\nroute show default\nrule show\nroute show table all proto ${routeProtocol}\n`;
+
+const parseIp = (text: string): IpEntries =>
+	text
+		.split('\n')
+		.filter(line => line.startsWith('['))
+		.flatMap(line => JSON.parse(line) as IpEntries)
+		.filter(entry => Object.keys(entry).length > 0);
 
 export const programOf = (name: Xtables, family: Family, action: 'save' | 'restore'): string =>
 	`${name.replace('iptables', family === 'ip' ? 'iptables' : 'ip6tables')}-${action}`;
