@@ -1,4 +1,5 @@
 import {join} from 'node:path';
+import {retry} from '../demo-steps.ts';
 import {agentUid, callerUid, controlPlane, type Machine, Machines, whyNoMachines} from '../machines.ts';
 import {killAtEnd} from './cleanup.ts';
 import {median} from './figures.ts';
@@ -44,6 +45,14 @@ async function measure(bench: Bench, machines: Machines): Promise<void> {
 		mesh: {captured: `http://${cluster.host}/`, direct: `http://${cluster.address}:${directPort}/`},
 		outside: {captured: outside, direct: outside},
 	} as const;
+	// Each is a process that has just been started, or a way that has to become known.
+	for (const [uid, url] of [
+		[agentUid, ways.mesh.direct],
+		[agentUid, outside],
+		[callerUid, ways.mesh.captured],
+		[callerUid, outside],
+	] as const)
+		await retry(() => ask(machines, vm, uid, url, 'new', 1), 30_000);
 	const titles = {
 		'mesh-kept': 'added by capture: a request to the mesh, connection kept',
 		'mesh-new': 'added by capture: a request to the mesh, new connection',
