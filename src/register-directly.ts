@@ -25,10 +25,15 @@ export async function registerDirectly(
 		// Health is asked first whether we are to be registered at all.
 		if (!mesh.isEntered || !mesh.isLocated) return {kind: 'wait', reason: 'the agent starts'};
 		const withheld = mesh.withheld();
-		if (withheld !== undefined) return {kind: 'absent', reason: withheld, hint: 'onramp ready'};
+		if (withheld !== undefined) return {kind: 'absent', reason: withheld, hint: 'onramp ready', isAsked: true};
 		wasReady ||= proxyGate().isOpen;
 		if (relay.status().upstream.state === 'idle')
-			return {kind: 'absent', reason: 'there is no Envoy, so nobody is to be sent here', hint: withdrawnHint};
+			return {
+				kind: 'absent',
+				reason: 'there is no Envoy, so nobody is to be sent here',
+				hint: withdrawnHint,
+				isAsked: false,
+			};
 		if (wasReady) return {kind: 'present'};
 		return {kind: 'wait', reason: `Envoy is not ready yet: ${proxyGate().reason}`};
 	};

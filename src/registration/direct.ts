@@ -10,7 +10,13 @@ import {type Registration, type RegistrationState, type RegistrationStatus, work
 /** What is to become of our entry now. */
 export type Wish =
 	| {readonly kind: 'present'}
-	| {readonly kind: 'absent'; readonly reason: string; readonly hint: string}
+	| {
+			readonly kind: 'absent';
+			readonly reason: string;
+			readonly hint: string;
+			/** Somebody has said so: the agent does its job, and a start must not wait for an application that is started after it. */
+			readonly isAsked: boolean;
+	  }
 	/** It stays as it is, whatever that may be. */
 	| {readonly kind: 'wait'; readonly reason: string; readonly hint?: string};
 
@@ -128,8 +134,8 @@ export function startDirectRegistration(deps: DirectDeps): DirectRegistration {
 	const show = (): void => {
 		const wish = deps.wish();
 		const {reason = '', hint} = explain();
-		// The agent does its job: a start must not wait for an application that is started after it.
-		if (wish.kind === 'absent' && hint === 'onramp ready') gate.open(`not registered: ${reason}`);
+		if (wish.kind === 'absent' && wish.isAsked)
+			gate.open(problem ? `${entry()} cannot be taken away: ${reason}` : `not registered: ${reason}`);
 		else if (state === 'registered') gate.open(`${entry()} at ${address()}: ${summary()}`);
 		// The entry lives without us and the API; traffic goes on.
 		else if (state === 'away') {
@@ -170,7 +176,11 @@ export function startDirectRegistration(deps: DirectDeps): DirectRegistration {
 			throw error;
 		});
 		succeed();
-		if (done !== 'kept' && state === 'registered') log.warn({entry: entry(), done}, 'the entry was put right');
+		if (done !== 'kept' && state === 'registered')
+			log.info(
+				{entry: entry(), address: at},
+				done === 'created' ? 'the entry was not there: made' : 'the entry was put right',
+			);
 		enter('registered', done === 'created' ? 'registered' : 'registered: the entry was there already');
 	};
 

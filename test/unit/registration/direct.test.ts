@@ -297,12 +297,12 @@ test('direct › a stop waits 3 s for an API that says nothing, and no longer', 
 test('direct › withheld, the entry is away though the gate is open; wanted again, it is back', async t => {
 	const world = setUp(t);
 	await untilState(world, 'registered');
-	world.now.wish = {kind: 'absent', reason: 'maintenance', hint: 'onramp ready'};
+	world.now.wish = {kind: 'absent', reason: 'maintenance', hint: 'onramp ready', isAsked: true};
 	world.registration.look();
 	await untilState(world, 'withdrawn');
 	t.deepEqual(names(world), []);
 	t.like(world.gate(), {isOpen: true, reason: 'not registered: maintenance'});
-	world.now.wish = {kind: 'absent', reason: 'no Envoy', hint: 'look'};
+	world.now.wish = {kind: 'absent', reason: 'no Envoy', hint: 'look', isAsked: false};
 	world.registration.look();
 	t.like(world.gate(), {isOpen: false, reason: 'no Envoy'});
 	world.now.wish = {kind: 'present'};
