@@ -4,7 +4,7 @@ import test from 'ava';
 import type {LocalWorkload} from '../../../src/sandbox/local-workload.ts';
 import {ask} from '../../support/load.ts';
 import {assertNoneFailed, startLoads} from '../../support/loads.ts';
-import {gateOf, isConnected, isSaved, partsOf, startMesh, startTimeOf, until} from '../../support/mesh.ts';
+import {gateOf, isConnected, isLong, isSaved, partsOf, startMesh, startTimeOf, until} from '../../support/mesh.ts';
 
 /** Nothing but the certificate can speak for the VM from here on. */
 const removeToken = ({options}: LocalWorkload) => rm(join(options.bundle, 'istio-token'));
@@ -60,6 +60,30 @@ test.serial(
 			sandbox.acks.all.filter(({error}) => error),
 			[],
 		);
+	},
+);
+
+const kills = isLong ? 50 : 5;
+
+test.serial(
+	`restart › the agent killed ${kills} times under some 200 requests a second, and none of them fails`,
+	async t => {
+		t.timeout(600_000);
+		const mesh = await startMesh(t);
+		const vm = mesh.workload('vm');
+		const {pid} = partsOf(await vm.status()).proxy;
+		const loads = startLoads(t, mesh, 40);
+		for (let n = 0; n < kills; n++) {
+			await loads.untilMore(2);
+			vm.signal('SIGKILL');
+			await vm.exit;
+			await loads.untilMore(2);
+			vm.start();
+			await vm.untilReady();
+		}
+		assertNoneFailed(t, await loads.stop());
+		t.is(partsOf(await vm.status()).proxy.pid, pid);
+		t.is(mesh.sandbox.workloadEntries().filter(({name}) => name.startsWith('vm')).length, 1);
 	},
 );
 
