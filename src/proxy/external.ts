@@ -1,7 +1,7 @@
 import type {Clock, Gate} from '../lifecycle/index.ts';
 import type {Logger} from '../log.ts';
 import {AdminClient} from './admin.ts';
-import {monitorEnvoy, type Verdict} from './monitor.ts';
+import {monitorEnvoy, Nudge, type Verdict} from './monitor.ts';
 import type {ProxyState} from './types.ts';
 
 export interface ExternalDeps {
@@ -19,7 +19,7 @@ export class ExternalWatch {
 	#state: ProxyState = 'starting';
 	#since: Date;
 	#version: string | undefined;
-	#nudge = new AbortController();
+	readonly #nudge = new Nudge();
 
 	constructor(deps: ExternalDeps) {
 		this.#deps = deps;
@@ -48,14 +48,11 @@ export class ExternalWatch {
 		const onInfo = ({version}: {version: string}) => {
 			this.#version = version;
 		};
-		const nudge = () => this.#nudge.signal;
-		await monitorEnvoy({admin: this.admin, clock, nudge, onInfo, onVerdict}, this.#stopping.signal);
+		await monitorEnvoy({admin: this.admin, clock, nudge: this.#nudge, onInfo, onVerdict}, this.#stopping.signal);
 	}
 
 	lookNow(): void {
-		if (this.#state === 'running') return;
-		this.#nudge.abort();
-		this.#nudge = new AbortController();
+		if (this.#state !== 'running') this.#nudge.give();
 	}
 
 	noteDraining(): void {

@@ -16,10 +16,25 @@ export interface MonitorDeps {
 	onInfo(info: ServerInfo, askedMs: number): void;
 	/** Called with each look that says something new. */
 	onVerdict(verdict: Verdict): void;
-	/** Aborts when something has happened that may have made it ready. */
-	readonly nudge?: () => AbortSignal;
+	/** Given when something has happened that may have made it ready. */
+	readonly nudge?: Nudge;
 	/** Called after each look, for what is to be done every second or two. */
 	onTick?(): void;
+}
+
+/** Has a watch look now. */
+export class Nudge {
+	#next = new AbortController();
+
+	/** Aborts with the next nudge. */
+	get signal(): AbortSignal {
+		return this.#next.signal;
+	}
+
+	give(): void {
+		this.#next.abort();
+		this.#next = new AbortController();
+	}
 }
 
 /** While Envoy starts, its readiness is noticed within this time, */
@@ -79,8 +94,7 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 		}
 		const pollMs =
 			nowMs - nudgedMs < nudgedForMs ? nudgedPollMs : nowMs - startedMs < quickForMs ? startingPollMs : waitingPollMs;
-		const nudge = deps.nudge?.();
-		await clock.sleep(pollMs, nudge ? AbortSignal.any([signal, nudge]) : signal).catch(() => {
+		await clock.sleep(pollMs, deps.nudge ? AbortSignal.any([signal, deps.nudge.signal]) : signal).catch(() => {
 			nudgedMs = clock.monotonicMs(); // Or the signal, and the loop ends.
 		});
 	}

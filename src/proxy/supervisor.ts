@@ -12,7 +12,7 @@ import {adoptEnvoy, type EnvoyExit, type EnvoyProcess, spawnEnvoy} from './envoy
 import {describeExit, hintForExit} from './exit-report.ts';
 import {bootId, findByArguments, identify} from './linux-process.ts';
 import {errorLogPath} from './log-file.ts';
-import {monitorEnvoy} from './monitor.ts';
+import {monitorEnvoy, Nudge} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
 import {loadRecord, type ProcessRecord, type RecordedProcess, saveRecord} from './record.ts';
 import {makeSlots, type Slot} from './slot.ts';
@@ -65,7 +65,7 @@ export class Supervisor {
 	#replaceProblem: string | undefined;
 	#version: string | undefined;
 	#isReady = false;
-	#nudge = new AbortController();
+	readonly #nudge = new Nudge();
 	#isDraining = false;
 	#restarts = 0;
 	#lastExit: LastExit | undefined;
@@ -243,9 +243,7 @@ export class Supervisor {
 	}
 
 	lookNow(): void {
-		if (this.#isReady) return;
-		this.#nudge.abort();
-		this.#nudge = new AbortController();
+		if (!this.#isReady) this.#nudge.give();
 	}
 
 	/** Once. After it Envoy takes no new work for good; only a new process does. */
@@ -406,7 +404,7 @@ export class Supervisor {
 			{
 				admin: this.admin,
 				clock,
-				nudge: () => this.#nudge.signal,
+				nudge: this.#nudge,
 				// Learnt from Envoy itself: asking the file beforehand would cost every start 40 ms.
 				onInfo: ({version}) => {
 					this.#version = version;

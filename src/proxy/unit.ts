@@ -6,7 +6,7 @@ import {findRefusedFlag} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy} from './drain.ts';
 import {EnvoyLog} from './envoy-log.ts';
-import {monitorEnvoy, type Verdict} from './monitor.ts';
+import {monitorEnvoy, Nudge, type Verdict} from './monitor.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
 import {makeSlots, type Slot} from './slot.ts';
 import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
@@ -73,7 +73,7 @@ export class UnitEnvoy {
 	readonly #startedMs: number;
 	/** It was there before this agent. */
 	#isAdopted = false;
-	#nudge = new AbortController();
+	readonly #nudge = new Nudge();
 	#restarts = 0;
 	#crashesMs: number[] = [];
 	/** The next start waits, as too many Envoys have ended. */
@@ -130,9 +130,7 @@ export class UnitEnvoy {
 	}
 
 	lookNow(): void {
-		if (this.#isReady) return;
-		this.#nudge.abort();
-		this.#nudge = new AbortController();
+		if (!this.#isReady) this.#nudge.give();
 	}
 
 	/** Once. After it Envoy takes no new work for good; only a new process does. */
@@ -235,7 +233,7 @@ export class UnitEnvoy {
 			{
 				admin: this.admin,
 				clock,
-				nudge: () => this.#nudge.signal,
+				nudge: this.#nudge,
 				onInfo: (info, askedMs) => {
 					this.#unanswered = 0;
 					if (this.#isAnother(info, askedMs)) {
