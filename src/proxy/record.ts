@@ -13,7 +13,7 @@ export interface ProcessRecord {
 	/** The file it was started from, see `checkBinary`. */
 	readonly binary: string;
 	/** Optional flags that this file refused. */
-	readonly refusedFlags: string[];
+	readonly refusedFlags: readonly string[];
 }
 
 export interface RecordedProcess {

@@ -4,7 +4,7 @@ import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
 import {findLeftover, hashOf, type Leftover} from './adopt.ts';
-import {findRefusedFlag, renderArguments} from './arguments.ts';
+import {renderArguments} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy, endEnvoy} from './drain.ts';
 import {EnvoyLog} from './envoy-log.ts';
@@ -14,7 +14,8 @@ import {bootId, findByArguments, identify} from './linux-process.ts';
 import {errorLogPath} from './log-file.ts';
 import {monitorEnvoy, Nudge} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
-import {loadRecord, type ProcessRecord, type RecordedProcess, saveRecord} from './record.ts';
+import type {RecordedProcess} from './record.ts';
+import {RecordKeeper} from './record-keeper.ts';
 import {makeSlots, type Slot} from './slot.ts';
 import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
@@ -70,9 +71,7 @@ export class Supervisor {
 	#restarts = 0;
 	#lastExit: LastExit | undefined;
 	#crashesMs: number[] = [];
-	#record: ProcessRecord = {binary: '', refusedFlags: []};
-	/** Optional flags by the binary that does not know them. */
-	readonly #refused = new Map<string, string[]>();
+	readonly #records: RecordKeeper;
 	#drained: Promise<void> | undefined;
 	#running: Promise<void> | undefined;
 
@@ -81,6 +80,7 @@ export class Supervisor {
 		this.#deps = deps;
 		this.#since = clock.now();
 		this.#envoyLog = new EnvoyLog(config, deps.log);
+		this.#records = new RecordKeeper({path: config.recordPath, clock, log: deps.log});
 		this.#slots = makeSlots(config, deps.renderBootstrap);
 		this.#slot = this.#slots[0];
 		this.#backoff = new Backoff(
@@ -114,8 +114,7 @@ export class Supervisor {
 	/** Finds Envoy or starts one, once. What only has to be waited for (a port, the binary, a disk) does not reject. */
 	async begin(signal: AbortSignal): Promise<void> {
 		this.#enter('starting', 'envoy starts');
-		this.#record = loadRecord(this.#deps.config.recordPath) ?? this.#record;
-		this.#refused.set(this.#record.binary, this.#record.refusedFlags);
+		this.#records.load();
 		this.#process = await this.#adopt(signal);
 		await this.#findRest(signal);
 		signal.throwIfAborted();
@@ -186,7 +185,7 @@ export class Supervisor {
 			const raise = async (): Promise<[EnvoyProcess, string]> => {
 				const process = await this.#spawn(to, binary);
 				log.info({pid: process.identity.pid, old: old.identity.pid, reason: this.#outdated}, 'envoy is being replaced');
-				this.#saveRecord({successor: this.#describe(process, to)});
+				this.#records.save({successor: this.#records.describe(process, to)});
 				const timeoutMs = config.replaceTimeoutMs;
 				return [
 					process,
@@ -199,20 +198,20 @@ export class Supervisor {
 				];
 			};
 			const [process, version] = await raise().catch((error: unknown) => {
-				if (signal.aborted || !this.#learnRefusedFlag(binary)) throw error;
+				if (signal.aborted || !this.#records.learnRefusedFlag(binary, this.#envoyLog.tail())) throw error;
 				return raise();
 			});
 			this.#version = version;
-			this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
+			this.#records.noteBinary(binary);
 			this.#slot = to;
 			this.#process = process;
 			this.#outdated = undefined;
 			this.#replaceProblem = undefined;
-			this.#saveProcess(process, this.#describe(old, from));
+			this.#saveProcess(process, this.#records.describe(old, from));
 			this.#replaced.abort();
 			this.#retire(old, from);
 		} catch (error) {
-			this.#saveRecord({successor: undefined});
+			this.#records.save({successor: undefined});
 			this.#replaceProblem = reasonOf(error);
 			throw error;
 		}
@@ -227,7 +226,7 @@ export class Supervisor {
 			if (!isEnded) return;
 			rmSync(slot.config.adminSocketPath, {force: true});
 			this.#retiring = undefined;
-			this.#saveRecord({retiring: undefined});
+			this.#records.save({retiring: undefined});
 		});
 		this.#retiring = {process, done};
 	}
@@ -302,14 +301,14 @@ export class Supervisor {
 			this.#version = version;
 			this.#outdated = mismatch;
 			this.#envoyLog.adopt(leftover.identity.argv);
-			if (mismatch === undefined) this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
-			this.#saveProcess(process, this.#record.retiring, mismatch && this.#record.process);
+			if (mismatch === undefined) this.#records.noteBinary(binary);
+			this.#saveProcess(process, this.#records.current.retiring, mismatch && this.#records.current.process);
 			return process;
 		}
 		log.info({pid, reason: mismatch}, 'ending the envoy of an earlier agent');
 		await endEnvoy(process, {
 			...this.#deps,
-			admin: new AdminClient(this.#record.process?.adminSocket ?? config.adminSocketPath),
+			admin: new AdminClient(this.#records.current.process?.adminSocket ?? config.adminSocketPath),
 		});
 		return undefined;
 	}
@@ -318,13 +317,13 @@ export class Supervisor {
 	async #findLeftover(binary: string, signal: AbortSignal): Promise<[Slot, Leftover | undefined]> {
 		const {clock} = this.#deps;
 		const [first, second] = this.#slots;
-		const recorded = this.#record.process?.adminSocket;
+		const recorded = this.#records.current.process?.adminSocket;
 		const order = recorded === second.config.adminSocketPath ? [second, first] : [first, second];
 		for (const slot of order) {
 			const {config, bootstrap, admin} = slot;
 			const commandLines = this.#envoyLog.possiblePaths.map(logPath => this.#arguments(binary, slot, logPath));
 			const wanted = {...config, binary, commandLines, bootstrapHash: hashOf(bootstrap)};
-			const leftover = await findLeftover(this.#record, wanted, {admin, clock}, signal);
+			const leftover = await findLeftover(this.#records.current, wanted, {admin, clock}, signal);
 			if (leftover) return [slot, leftover];
 		}
 		return [first, undefined];
@@ -333,7 +332,7 @@ export class Supervisor {
 	/** What an agent that died in the middle of a replacement has left: a successor that had not made it, an old one that was on its way out. */
 	async #findRest(signal: AbortSignal): Promise<void> {
 		const {clock, log} = this.#deps;
-		const {successor, retiring} = this.#record;
+		const {successor, retiring} = this.#records.current;
 		const spare = this.#slots.find(slot => slot !== this.#slot)!;
 		const adopt = (recorded: RecordedProcess | undefined) => {
 			const found = recorded?.bootId === bootId() ? identify(recorded.pid) : undefined;
@@ -348,7 +347,7 @@ export class Supervisor {
 		}
 		// One that was killed between the spawn and the record is known by its bootstrap.
 		const unrecorded = existsSync(spare.config.adminSocketPath)
-			? findByArguments(this.#arguments(this.#record.binary, spare))[0]
+			? findByArguments(this.#arguments(this.#records.current.binary, spare))[0]
 			: undefined;
 		const unrecordedProcess =
 			unrecorded && unrecorded.pid !== this.#process?.identity.pid
@@ -358,7 +357,7 @@ export class Supervisor {
 		if (!young) return;
 		log.info({pid: young.identity.pid}, 'ending the half-started envoy of an earlier agent');
 		await endEnvoy(young, {...this.#deps, admin: spare.admin});
-		this.#saveRecord({successor: undefined});
+		this.#records.save({successor: undefined});
 		signal.throwIfAborted();
 	}
 
@@ -367,7 +366,7 @@ export class Supervisor {
 		const {log} = this.#deps;
 		try {
 			const binary = await prepareStart(this.#slot);
-			this.#record = {...this.#record, binary, refusedFlags: this.#refusedFlags(binary)};
+			this.#records.noteBinary(binary);
 			const process = await this.#spawn(this.#slot, binary);
 			this.#outdated = undefined;
 			this.#saveProcess(process);
@@ -446,13 +445,14 @@ export class Supervisor {
 	#noteExit(exit: EnvoyExit): number {
 		const {config, clock, log} = this.#deps;
 		const logTail = this.#envoyLog.tail();
+		const {binary} = this.#records.current;
 		this.#lastExit = {...exit, at: clock.now(), logTail};
 		this.#process = undefined;
 		this.#version = undefined;
 		this.#isReady = false;
 		this.#saveProcess(undefined);
-		if (this.#learnRefusedFlag(this.#record.binary)) {
-			this.#record = {...this.#record, refusedFlags: this.#refusedFlags(this.#record.binary)};
+		if (this.#records.learnRefusedFlag(binary, logTail)) {
+			this.#records.noteBinary(binary);
 			return 0;
 		}
 		this.#restarts++;
@@ -460,7 +460,7 @@ export class Supervisor {
 		const nowMs = clock.monotonicMs();
 		this.#crashesMs = [...this.#crashesMs.filter(atMs => nowMs - atMs < config.crashWindowMs), nowMs];
 		const reason = describeExit(this.#lastExit);
-		const command = [config.binaryPath, ...this.#arguments(this.#record.binary, this.#slot)];
+		const command = [config.binaryPath, ...this.#arguments(binary, this.#slot)];
 		const hint = hintForExit(exit, command, this.#envoyLog.path);
 		const isPastBudget = this.#crashesMs.length > config.crashBudget;
 		const delayMs = isPastBudget ? config.restartBackoffMaxMs : this.#backoff.nextDelayMs();
@@ -487,52 +487,15 @@ export class Supervisor {
 
 	#arguments(binary: string, {config}: Slot, logPath = this.#envoyLog.path): string[] {
 		const {addresses} = this.#deps;
-		return renderArguments({config: {...config, logPath}, addresses, refusedFlags: this.#refusedFlags(binary)});
-	}
-
-	/** What one file refused says nothing about another at its place. */
-	#refusedFlags(binary: string): string[] {
-		return this.#refused.get(binary) ?? [];
-	}
-
-	/** Whether the log tells that the last start failed for a flag that can be left out the next time. */
-	#learnRefusedFlag(binary: string): boolean {
-		const refused = findRefusedFlag(this.#envoyLog.tail());
-		const known = this.#refusedFlags(binary);
-		if (refused === undefined || known.includes(refused)) return false;
-		this.#deps.log.info({flag: refused}, 'envoy does not know an optional flag; starting it without');
-		this.#refused.set(binary, [...known, refused]);
-		return true;
+		return renderArguments({config: {...config, logPath}, addresses, refusedFlags: this.#records.refusedFlags(binary)});
 	}
 
 	/** @param known - as it was recorded by who started it, if that was with another bootstrap */
 	#saveProcess(process: EnvoyProcess | undefined, retiring?: RecordedProcess, known?: RecordedProcess | ''): void {
-		this.#saveRecord({
-			process: process && (known || this.#describe(process, this.#slot)),
+		this.#records.save({
+			process: process && (known || this.#records.describe(process, this.#slot)),
 			successor: undefined,
 			...(retiring && {retiring}),
 		});
-	}
-
-	#describe({identity}: EnvoyProcess, {config, bootstrap}: Slot): RecordedProcess {
-		return {
-			...identity,
-			argv: [...identity.argv],
-			bootId: bootId(),
-			adminSocket: config.adminSocketPath,
-			bootstrapHash: hashOf(bootstrap),
-			startedAt: this.#deps.clock.now().toISOString(),
-		};
-	}
-
-	#saveRecord(change: Partial<ProcessRecord>): void {
-		const {config, log} = this.#deps;
-		this.#record = {...this.#record, ...change};
-		try {
-			saveRecord(config.recordPath, this.#record);
-		} catch (err) {
-			// The next agent finds Envoy by its command line then.
-			log.warn({err}, 'record of the envoy process not written');
-		}
 	}
 }
