@@ -16,7 +16,11 @@ const longestTimerMs = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
 	now: () => new Date(),
-	monotonicMs: () => performance.now(),
+	// The same clock as `performance.now()`, whose first use loads a module for a millisecond.
+	monotonicMs: () => {
+		const [seconds, nanoseconds] = process.hrtime();
+		return seconds * 1000 + nanoseconds / 1e6;
+	},
 	sleep: (ms, signal) =>
 		new Promise((resolve, reject) => {
 			if (signal?.aborted) {
