@@ -20,6 +20,11 @@ export const joinCommand: Command = {
 				requiresArg: true,
 				description: 'Bring only a new token, of this file (- is standard input), to an agent that is locked out',
 			})
+			.option('from-istio', {
+				type: 'boolean',
+				description: "Take this machine over from Istio's own agent (istio.service)",
+			})
+			.option('dry-run', {type: 'boolean', description: 'With --from-istio: say what would be done, and do nothing'})
 			.option('install-to', {
 				type: 'string',
 				requiresArg: true,
@@ -32,20 +37,35 @@ export const joinCommand: Command = {
 				description: 'How long to wait for the agent to be ready [60s]',
 			}),
 	run: async (
-		{BUNDLE, 'token-file': tokenFile, 'install-to': to, 'install-only': isInstallOnly, wait, ...flags},
+		{
+			BUNDLE,
+			'token-file': tokenFile,
+			'from-istio': isFromIstio,
+			'dry-run': isDryRun,
+			'install-to': to,
+			'install-only': isInstallOnly,
+			wait,
+			...flags
+		},
 		signal,
 	) => {
 		const waitMs = parseWait(wait, 60_000);
-		if ((BUNDLE === undefined) === (tokenFile === undefined)) {
-			throw new AgentError('cli.usage', 'join: name either the directory of a bundle or --token-file', {
+		const isGiven = [BUNDLE !== undefined, tokenFile !== undefined, isFromIstio === true];
+		if (isGiven.filter(Boolean).length !== 1) {
+			throw new AgentError('cli.usage', 'join: name either the directory of a bundle, --token-file or --from-istio', {
 				hint: 'onramp join BUNDLE; for a new token alone: onramp join --token-file FILE',
 			});
 		}
+		if (isDryRun === true && isFromIstio !== true)
+			throw new AgentError('cli.usage', 'join: --dry-run is for --from-istio', {
+				hint: 'onramp join BUNDLE looks at everything before it changes anything',
+			});
 		// Not read at every start of the agent.
-		const {bringToken, joinWith} = await import('./join/index.ts');
+		const {bringToken, joinFromIstio, joinWith} = await import('./join/index.ts');
 		if (tokenFile !== undefined) return bringToken(String(tokenFile), flags, {waitMs, signal});
 		const look = {argv: flags, env: process.env, files: diskReader, cwd: process.cwd()};
 		const target = to === undefined ? findBundleDirectory(look).path : resolve(String(to));
+		if (isFromIstio === true) return joinFromIstio(target, flags, {isDryRun: isDryRun === true, waitMs, signal});
 		return joinWith(resolve(String(BUNDLE)), target, flags, {isInstallOnly: isInstallOnly === true, waitMs, signal});
 	},
 };

@@ -7,7 +7,13 @@ export const leaveCommand: Command = {
 	description: 'Leave the mesh and drain Envoy; the agent stays, and its next start joins again',
 	hasSettings: true,
 	mainSettings: ['config', 'run-dir', 'control-socket'],
-	run: async flags => {
+	options: yargs =>
+		yargs.option('to-istio', {
+			type: 'boolean',
+			description: "Stop onramp and hand this machine back to Istio's own agent (istio.service)",
+		}),
+	run: async ({'to-istio': isToIstio, ...flags}) => {
+		if (isToIstio === true) return (await import('./join/index.ts')).leaveToIstio();
 		const {config} = await loadFrom(flags);
 		await sendCommand(config.status.controlSocketPath, 'leave');
 		process.stdout.write('left the mesh; no request is in flight\n');

@@ -4,6 +4,8 @@ import {AgentError, systemCode} from '../../errors.ts';
 
 /** What an admin starts and stops; other units may hang on it. */
 const service = 'onramp.service';
+/** Of the package istio-sidecar. */
+export const istioService = 'istio.service';
 const captureService = 'onramp-capture.service';
 
 /** The service manager of this machine, as far as `join` needs it. */
@@ -64,12 +66,13 @@ export const systemd: ServiceManager = {
 };
 
 /** A property of a unit; undefined where there is no systemd, or none that runs. */
-async function show(property: string, unit = service): Promise<string | undefined> {
+export async function show(property: string, unit = service): Promise<string | undefined> {
 	const {code, stdout} = await systemctl('show', `--property=${property}`, unit);
 	return code === 0 ? stdout.trim().slice(property.length + 1) : undefined;
 }
 
-async function demand(...words: string[]): Promise<void> {
+/** @throws AgentError `cli.service_failed` */
+export async function demand(...words: string[]): Promise<void> {
 	const {code, stderr} = await systemctl(...words);
 	if (code === 0) return;
 	const line = ['systemctl', ...words].join(' ');

@@ -16,11 +16,11 @@ const mistakes: readonly [string[], string, string][] = [
 		'onramp run --help',
 	],
 	[['run', '--json'], 'run does not take --json', 'onramp run --help'],
-	[['join'], 'join: name either the directory of a bundle or --token-file', 'onramp join BUNDLE'],
+	[['join'], 'join: name either the directory of a bundle, --token-file or --from-istio', 'onramp join BUNDLE'],
 	[['join', 'a', '--bundle', 'b'], 'join does not take --bundle', 'onramp join --help'],
 	[
 		['join', 'a', '--token-file', 'b'],
-		'join: name either the directory of a bundle or --token-file',
+		'join: name either the directory of a bundle, --token-file or --from-istio',
 		'onramp join BUNDLE',
 	],
 	[['join', 'a', '--wait', 'soon'], '--wait: "soon" is not a duration', 'write it as 30s or 2m'],
