@@ -7,7 +7,7 @@ import type {ExecutionContext} from 'ava';
 export interface MetadataService {
 	readonly endpoint: string;
 	readonly requests: readonly string[];
-	/** Takes requests and says nothing. */
+	/** Takes requests and says nothing, until it is ended. */
 	hang(isOn: boolean): void;
 	/** What it says instead, whatever it is asked. */
 	answer: ((request: IncomingMessage, response: ServerResponse) => void) | undefined;
@@ -37,6 +37,9 @@ export async function startMetadataService(
 		requests,
 		hang: isOn => {
 			isHanging = isOn;
+			if (isOn) return;
+			for (const say of hanging) say();
+			hanging.clear();
 		},
 		answer: undefined,
 		zone: 'a',

@@ -18,6 +18,7 @@ import {certificate} from './certificate.ts';
 import {clock} from './clock.ts';
 import {configuration} from './configuration.ts';
 import {envoy} from './envoy.ts';
+import {kubernetes} from './kubernetes.ts';
 import {names} from './names.ts';
 import {ports} from './ports.ts';
 import {service} from './service.ts';
@@ -37,7 +38,7 @@ export interface Result extends Finding {
 /** In the order of the data's way, so that the first failure is mostly the cause of those below it. */
 const checks: readonly Check[] = [
 	...[service, agent, configuration, addresses, clock, stateDirectory, certificate, token],
-	...[names, tcp, tls],
+	...[names, tcp, tls, kubernetes],
 	...[envoy, ports],
 ];
 

@@ -1,11 +1,16 @@
+import {readFileSync} from 'node:fs';
+import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import {startKubernetes} from '../../support/kubernetes.ts';
 import {type MeshOptions, namespace, partsOf, startMesh, until} from '../../support/mesh.ts';
-import {startMetadataService} from '../../support/metadata-service.ts';
+import {type MetadataService, startMetadataService} from '../../support/metadata-service.ts';
+
+const services: MetadataService[] = [];
 
 async function setUp(t: ExecutionContext, {isHanging = false, ...options}: MeshOptions & {isHanging?: boolean} = {}) {
 	const service = await startMetadataService(t, 'gce');
 	service.hang(isHanging);
+	services.push(service);
 	const mesh = await startMesh(t, {
 		...options,
 		flagsOf: (name, made) => [
@@ -31,6 +36,31 @@ test.serial(
 		t.like((await vm.status()).parts['cloud'], {state: 'kept', instanceId: '3561235981231234567'});
 		t.notRegex(vm.log(), /going on without locality/);
 		t.is(mesh.sandbox.workloadEntries().length, 2);
+	},
+);
+
+test.serial(
+	'cloud › the first registration waits for an answer that is late; certificate and Envoy do not',
+	async t => {
+		let release: Promise<void> | undefined;
+		const {localityOf, vm} = await setUp(t, {
+			isHanging: true,
+			flags: ['--workload-cloud-wait', '1m'],
+			flagsOf: (name, {sandbox, directory}) => {
+				if (name !== 'vm') return [];
+				release = until('all but the registration', () => {
+					const log = readFileSync(join(directory, 'vm', 'agent.log'), 'utf8');
+					return /identity: certificate received/.test(log) && /relay: envoy connected/.test(log);
+				}).then(() => {
+					t.false(sandbox.workloadEntries().some(({nodeName}) => nodeName === 'vm'));
+					services.at(-1)!.hang(false);
+				});
+				return [];
+			},
+		});
+		await release;
+		t.is(localityOf(), 'europe-west4/europe-west4-a');
+		t.notRegex(vm.log(), /going on without locality/);
 	},
 );
 

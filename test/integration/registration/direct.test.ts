@@ -1,6 +1,8 @@
+import {execFile} from 'node:child_process';
 import {once} from 'node:events';
 import {createServer} from 'node:http';
 import type {AddressInfo} from 'node:net';
+import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {type Kubernetes, rulesFor, startKubernetes} from '../../support/kubernetes.ts';
 import {startLoad} from '../../support/load.ts';
@@ -195,6 +197,13 @@ test.serial(
 		t.false(gate.open);
 		t.regex(gate.reason, /the verb "get" on workloadentries is missing/);
 		t.regex(gate.hint!, /^sed s\/NAMESPACE\/mesh\/ \S+\/registration\.yaml \| kubectl apply -f -/);
+
+		// It exits with 1, as it should.
+		const {stdout} = await promisify(execFile)(process.execPath, [vm.options.agentPath, 'doctor', ...vm.flags]).catch(
+			(error: {stdout: string}) => error,
+		);
+		t.regex(stdout, /kubernetes .*WorkloadGroup mesh\/vm is there/);
+		t.regex(stdout, /get workloadentries vm-127\.0\.1\.11 .*the verb "get" on workloadentries is missing/);
 
 		api.setUser('vm-token', undefined);
 		await vm.command('retry');

@@ -267,6 +267,21 @@ test('direct › a stop takes the entry away, waits until callers have heard, an
 	t.deepEqual(world.own.list(), []);
 });
 
+test('direct › a twin that takes the name between our looking and our deleting keeps its entry', async t => {
+	const world = setUp(t);
+	await untilState(world, 'registered');
+	world.state.before = ({verb}) => {
+		if (verb !== 'delete') return;
+		const {metadata, ...rest} = world.store.delete(entries, 'bar', 'shop-10.0.0.5', {});
+		const {name} = metadata;
+		const annotations = {'onramp/instance': 'twin'};
+		world.store.create(entries, 'bar', {...rest, metadata: {name, annotations}} as unknown as JsonMap);
+		world.state.before = () => {};
+	};
+	await world.registration.stop();
+	t.like(world.store.list(entries)[0]?.metadata['annotations'], {'onramp/instance': 'twin'});
+});
+
 test('direct › a stop that leaves Envoy leaves the entry, too; "leave" takes it away', async t => {
 	const world = setUp(t, {isEnded: false});
 	await untilState(world, 'registered');
