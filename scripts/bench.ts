@@ -6,6 +6,7 @@ import {cpus, release, tmpdir} from 'node:os';
 import {join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {parseArgs, promisify} from 'node:util';
+import {measureBoot} from './bench/boot.ts';
 import {measureCapture} from './bench/capture.ts';
 import {installCleanUp, removeAtEnd} from './bench/cleanup.ts';
 import {measureDns} from './bench/dns.ts';
@@ -23,7 +24,7 @@ const usage = `npm run bench -- [--peer PILOT-AGENT] [--peer-template FILE] [--q
   --peer           Istio's pilot-agent, measured in turn on the same control plane and Envoy
   --peer-template  its Envoy bootstrap template; looked for beside it unless given
   --quick          fewer runs, and no more than 1,000 services
-  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version dns-mesh dns-foreign capture capture-latency
+  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version dns-mesh dns-foreign capture capture-latency boot
   --json           the result as JSON on standard output; progress goes to standard error
   --profile        run the agent from its sources with --cpu-prof, and leave the profiles there`;
 
@@ -82,6 +83,7 @@ async function main(): Promise<void> {
 		measureDns,
 		measureCapture,
 		measureLatency,
+		measureBoot,
 	])
 		await measure(bench);
 	if (rows.length === 0) throw new Error(`no row begins with ${flags.only.join(' or ')}`);

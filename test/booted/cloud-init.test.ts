@@ -1,15 +1,12 @@
-import {execFile} from 'node:child_process';
 import {writeFile} from 'node:fs/promises';
-import {join} from 'node:path';
-import {promisify} from 'node:util';
 import test from 'ava';
-import {buildAgent} from '../support/agent.ts';
 import {idOf} from '../support/captured-mesh.ts';
 import {
 	buildPackages,
 	install,
 	joinMesh,
 	makeBootedWorld,
+	seedFor,
 	skippedWithoutMachines,
 	untilActive,
 	untilAnswered,
@@ -21,24 +18,12 @@ test.serial(
 		if (await skippedWithoutMachines(t)) return;
 		const packages = await buildPackages();
 		const world = await makeBootedWorld(t);
-		const bundle = await world.bundle('a');
-		const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
-		const words = [
-			'cloud-config',
-			bundle,
-			'--package',
-			files.map(file => `/root/${file}`).join(','),
-			...['--proxy-concurrency', '1', '--proxy-termination-drain', '2s'],
-		];
-		const {stdout: userData} = await promisify(execFile)(process.execPath, [await buildAgent(), ...words]);
+		const seed = await seedFor(await world.bundle('a'), packages);
 		const b = await world.boot('b');
 		await install(b, packages);
 		await joinMesh(b);
-		const a = await world.boot('a', {
-			seed: {'user-data': userData, 'meta-data': 'instance-id: i-1\n'},
-			files: Object.fromEntries(files.map(file => [`/root/${file}`, join(packages.directory, file)])),
-		});
-		await writeFile(a.machine.path('/root/user-data'), userData);
+		const a = await world.boot('a', seed);
+		await writeFile(a.machine.path('/root/user-data'), seed.seed['user-data']!);
 		t.regex(await a.machine.must('cloud-init schema --config-file /root/user-data'), /Valid/);
 		await a.machine.must('rm /root/user-data');
 		t.regex(await a.machine.must('cloud-init status --wait'), /status: done/);

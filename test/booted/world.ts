@@ -149,6 +149,21 @@ export async function install({machine}: Pick<Vm, 'machine'>, packages: Packages
 	return machine.must(`dpkg --force-unsafe-io -i ${files.map(file => `/root/${file}`).join(' ')} && rm /root/*.deb`);
 }
 
+/** What a machine has to be given so that it joins at its first boot, the packages lying on its disk. */
+export async function seedFor(
+	bundle: string,
+	packages: Packages,
+): Promise<Required<Pick<MachineOptions, 'seed' | 'files'>>> {
+	const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
+	const words = ['cloud-config', bundle, '--package', files.map(file => `/root/${file}`).join(',')];
+	const settings = ['--proxy-concurrency', '1', '--proxy-termination-drain', '2s'];
+	const {stdout} = await run(process.execPath, [await buildAgent(), ...words, ...settings]);
+	return {
+		seed: {'user-data': stdout, 'meta-data': 'instance-id: i-1\n'},
+		files: Object.fromEntries(files.map(file => [`/root/${file}`, join(packages.directory, file)])),
+	};
+}
+
 /** As an admin does it, but for a stop that callers would notice and tests need not wait for. */
 export async function joinMesh({machine, bundle}: Vm): Promise<string> {
 	await machine.copy(bundle, '/root/bundle');
