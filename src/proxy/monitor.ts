@@ -18,6 +18,8 @@ export interface MonitorDeps {
 	onVerdict(verdict: Verdict): void;
 	/** Given when something has happened that may have made it ready. */
 	readonly nudge?: Nudge;
+	/** Whether its end is heard of otherwise, so that one that serves need be looked at less often. */
+	readonly isEndHeard?: boolean;
 	/** Called after each look, for what is to be done every second or two. */
 	onTick?(): void;
 }
@@ -45,9 +47,9 @@ const nudgedForMs = 100;
 /** After this long it waits for something, and is looked at less often. */
 const quickForMs = 5000;
 const waitingPollMs = 100;
-/** Each look is a request of 10 KB, and the only thing that the agent does while nothing happens. */
-const servingPollMs = 2000;
-const troubledPollMs = 1000;
+const runningPollMs = 1000;
+/** Each look is a request of 10 KB, and the most that the agent does while nothing happens. */
+const heardPollMs = 2000;
 /** How often a reason is worked out for an Envoy that is not ready. */
 const explainMs = 1000;
 
@@ -89,7 +91,7 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 		}
 		onTick?.();
 		if (wasReady) {
-			await clock.sleep(state === 'LIVE' ? servingPollMs : troubledPollMs, signal).catch(() => {}); // Aborted: the loop ends.
+			await clock.sleep(deps.isEndHeard && state === 'LIVE' ? heardPollMs : runningPollMs, signal).catch(() => {}); // Aborted: the loop ends.
 			continue;
 		}
 		const pollMs =

@@ -404,6 +404,7 @@ export class Supervisor {
 				admin: this.admin,
 				clock,
 				nudge: this.#nudge,
+				isEndHeard: true,
 				// Learnt from Envoy itself: asking the file beforehand would cost every start 40 ms.
 				onInfo: ({version}) => {
 					this.#version = version;
