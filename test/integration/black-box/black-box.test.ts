@@ -80,7 +80,7 @@ test.serial(
 		);
 		t.regex(partsOf(report).relay.snapshot.problem ?? '', /damaged or was altered/);
 		t.false(gateOf(report, 'configuration').open);
-		t.true(readdirSync(dir).includes('refused'));
+		await until('what was refused to be put aside', () => readdirSync(dir).includes('refused'));
 		await mesh.sandbox.faults.restart();
 		await vm.until('ready', seen => seen.ready && isConnected(seen));
 		await untilBothWays(mesh);
