@@ -13,10 +13,21 @@ create_user_and_directories() {
 	fi
 }
 
+has_apparmor() {
+	[ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && command -v apparmor_parser >/dev/null
+}
+
+load_settings_of_the_kernel() {
+	if has_apparmor; then apparmor_parser --replace --write-cache /etc/apparmor.d/onramp || :; fi
+	# All files that say something of it are read, so the admin's counts.
+	/usr/lib/systemd/systemd-sysctl --prefix=/net/ipv4/tcp_migrate_req 2>/dev/null || :
+}
+
 has_systemd() { [ -d /run/systemd/system ]; }
 
 after_install() {
 	create_user_and_directories
+	load_settings_of_the_kernel
 	if has_systemd; then systemctl daemon-reload || :; fi
 	[ -e /etc/onramp/bundle ] || echo 'onramp is installed and does nothing yet: onramp join BUNDLE'
 }
@@ -24,6 +35,7 @@ after_install() {
 # Traffic goes on: Envoy and the rules are left alone, and the new agent takes them over.
 after_upgrade() {
 	create_user_and_directories
+	load_settings_of_the_kernel
 	has_systemd || return 0
 	systemctl daemon-reload || :
 	systemctl --no-block try-restart onramp-agent.service || :
@@ -44,6 +56,10 @@ after_remove() {
 	if has_systemd; then
 		systemctl daemon-reload || :
 		systemctl reset-failed 'onramp*' 2>/dev/null || :
+	fi
+	# By name, as the file may be gone by now.
+	if has_apparmor; then
+		printf 'profile onramp-agent {}\nprofile onramp-envoy {}\n' | apparmor_parser --remove 2>/dev/null || :
 	fi
 	rm -rf /run/onramp /run/onramp-capture
 }

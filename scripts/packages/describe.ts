@@ -55,7 +55,7 @@ export function describePackages({
 				deb: ['onramp-envoy', 'nftables | iptables', 'iproute2'],
 				rpm: ['onramp-envoy', 'nftables', 'iproute'],
 			},
-			configFiles: ['/etc/onramp/onramp.yaml'],
+			configFiles: ['/etc/onramp/onramp.yaml', '/etc/apparmor.d/onramp'],
 			scripts: {
 				deb: {
 					postinstall: script('setup', 'deb-postinst'),

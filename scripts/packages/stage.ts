@@ -60,6 +60,8 @@ export function stageAgent(root: string, {description, arch, folderOf}: AgentInp
 	copy('packaging/sysusers.conf', '/usr/lib/sysusers.d/onramp.conf');
 	copy('packaging/tmpfiles.conf', '/usr/lib/tmpfiles.d/onramp.conf');
 	copy('packaging/onramp.yaml', '/etc/onramp/onramp.yaml');
+	copy('packaging/apparmor', '/etc/apparmor.d/onramp');
+	copy('packaging/sysctl.conf', '/usr/lib/sysctl.d/50-onramp.conf');
 
 	write('/usr/share/man/man1/onramp.1.gz', gzip(renderManual()));
 	write('/usr/share/bash-completion/completions/onramp', renderCompletion());

@@ -57,7 +57,16 @@ async function ask(file: string, ...args: string[]): Promise<string> {
 async function checkOut(t: ExecutionContext): Promise<string> {
 	const directory = join(await makeDirectory(t), 'elsewhere');
 	mkdirSync(directory);
-	for (const name of ['src', 'scripts', 'packaging', 'package.json', 'package-lock.json', 'CHANGELOG.md', 'LICENSE'])
+	for (const name of [
+		'src',
+		'scripts',
+		'packaging',
+		'docs',
+		'package.json',
+		'package-lock.json',
+		'CHANGELOG.md',
+		'LICENSE',
+	])
 		cpSync(join(root, name), join(directory, name), {recursive: true});
 	await run('cp', ['-al', join(root, 'node_modules'), directory]).catch(() =>
 		run('cp', ['-a', join(root, 'node_modules'), directory]),
@@ -188,6 +197,23 @@ test.serial('packages › those for arm64 hold what those for x64 do, with progr
 	t.deepEqual(found['arm64'], found['x64']!);
 	const {stdout} = await run(process.execPath, [join(out, 'onramp-arm64/usr/lib/onramp/onramp.cjs'), 'version']);
 	t.regex(stdout, /^onramp 0\.1\.0/, 'its code runs, on the Node of this machine');
+});
+
+test.serial('packages › AppArmor takes the profiles', async t => {
+	if (!has(t, 'apparmor_parser')) return;
+	// Compiles, and loads nothing.
+	const said = await ask('apparmor_parser', '--skip-kernel-load', '--skip-cache', '--names', 'packaging/apparmor');
+	t.regex(said, /^onramp-agent$/m);
+	t.regex(said, /^onramp-envoy$/m);
+	const {stdout} = await run('apparmor_parser', ['--skip-kernel-load', '--skip-cache', 'packaging/apparmor'], {
+		cwd: root,
+	});
+	t.is(stdout, '');
+	for (const unit of ['agent', 'envoy@'])
+		t.regex(
+			readFileSync(join(root, `packaging/units/onramp-${unit}.service`), 'utf8'),
+			new RegExp(`^AppArmorProfile=-onramp-${unit.replace('@', '')}$`, 'm'),
+		);
 });
 
 test.serial('packages › lintian finds no error and no warning', async t => {
