@@ -365,7 +365,8 @@ export class Supervisor {
 	async #trySpawn(): Promise<EnvoyProcess | undefined> {
 		const {log} = this.#deps;
 		try {
-			const binary = await prepareStart(this.#slot);
+			// One that was replaced has them until it ends, and does not mind.
+			const binary = await prepareStart({...this.#slot, mayPortsBeTaken: this.#retiring !== undefined});
 			this.#records.noteBinary(binary);
 			const process = await this.#spawn(this.#slot, binary);
 			this.#outdated = undefined;

@@ -108,3 +108,18 @@ test('succession › an old Envoy is given its own drain time, not that of today
 	await until('its end', () => startTimeOf(old) === undefined);
 	t.true(performance.now() - startedMs > 2500, 'it takes connections until then');
 });
+
+test('succession › a new Envoy that ends is started again at once, though the old one still has the ports', async t => {
+	const world = await makeWorld({drainMs: 20_000});
+	t.teardown(() => world.end());
+	await world.startXds();
+	const proxy = await world.start();
+	await until('ready', () => world.readiness.isReady);
+	const old = proxy.status().pid!;
+	await proxy.replace();
+	process.kill(proxy.status().pid!, 'SIGKILL');
+	await until('its end to be seen', () => proxy.status().restarts === 1);
+	await until('ready again', () => world.readiness.isReady && proxy.status().state === 'running');
+	t.not(startTimeOf(old), undefined, 'the old one is still on its way out');
+	t.is(proxy.status().retiring, old);
+});
