@@ -80,11 +80,16 @@ function once(): Promise<boolean> {
 			if (isMesh && !text.includes(`"caller":"${plan.mesh.caller}"`)) tally.strange++;
 			end();
 		};
+		const leave = () => {
+			if (isOver) return;
+			socket.resetAndDestroy();
+			answered();
+		};
 		socket.on('data', chunk => {
 			text += chunk.toString('latin1');
 			// An Envoy that drains leaves the end of a connection to the client for some seconds. A client that ends many in
 			// order runs out of ports.
-			if (isMesh && isWhole(text)) setTimeout(() => (isOver ? undefined : (socket.resetAndDestroy(), answered())), 50);
+			if (isMesh && isWhole(text)) setTimeout(leave, 50);
 		});
 		socket.on('end', () => {
 			if (way === 'reset by the server') return broken();
