@@ -11,6 +11,13 @@ interface Locked {
 	readonly integrity: string;
 }
 
+/** npm runs on the Node it came with: that one trusts what this machine trusts. */
+const systemPath = (): string =>
+	(process.env['PATH'] ?? '')
+		.split(':')
+		.filter(directory => !directory.endsWith('node_modules/.bin'))
+		.join(':');
+
 /**
  * Folder of a package that npm has left out as it is for another processor: fetched by npm, checked against the lock file,
  * and kept in `.cache/npm/`. One that is installed is taken from there.
@@ -29,7 +36,8 @@ export async function ensureNpmPackage(name: string, say: (line: string) => void
 	const scratch = mkdtempSync(join(cache, 'fetch-'));
 	try {
 		say(`fetching ${name} ${version} with npm`);
-		const {stdout} = await run('npm', ['pack', '--json', '--pack-destination', scratch, `${name}@${version}`]);
+		const words = ['pack', '--json', '--fetch-retries=1', '--pack-destination', scratch, `${name}@${version}`];
+		const {stdout} = await run('npm', words, {env: {...process.env, PATH: systemPath()}, timeout: 300_000});
 		const [{filename}] = JSON.parse(stdout) as [{filename: string}];
 		const archive = join(scratch, filename.replace('@', '').replace('/', '-'));
 		const digest = `sha512-${createHash('sha512').update(readFileSync(archive)).digest('base64')}`;

@@ -6,6 +6,7 @@ import {
 	complaints,
 	gateOf,
 	listFiles,
+	listKept,
 	makeWorld,
 	processesOf,
 	spoken,
@@ -108,6 +109,7 @@ test('faults › signals › after kill -9 the next agent takes over the same En
 	const workload = await world.workload({bundle: await world.bundle()});
 	workload.start();
 	await workload.untilReady();
+	await listKept(workload.stateDir);
 	const pid = workload.envoyPid();
 	workload.signal('SIGKILL');
 	t.is(await workload.exit, null);

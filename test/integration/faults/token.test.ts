@@ -31,7 +31,7 @@ const unusable: readonly Case[] = [
 		title: 'an empty token',
 		token: () => '\n',
 		code: 'identity.token_empty',
-		reason: /^locked out: .*read token \S+\/istio-token: the file is empty$/,
+		reason: /^locked out: .*read token \S+\/istio-token: it is empty$/,
 	},
 	{
 		title: 'an expired token',
