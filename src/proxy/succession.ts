@@ -142,6 +142,24 @@ async function findLack(
 	}
 }
 
+/** A replacement that failed is tried again after this long, as what it lacked may have come. */
+const replaceAgainMs = 300_000;
+
+/** Tries again and again to replace an Envoy that is not the wanted one, for as long as it is not. */
+export async function replaceUntilDone(
+	replace: () => Promise<void>,
+	isOutdated: () => boolean,
+	{clock, log}: {readonly clock: Clock; readonly log: Logger},
+	signal: AbortSignal,
+): Promise<void> {
+	while (isOutdated() && !signal.aborted) {
+		await replace().catch((err: unknown) => {
+			if (!signal.aborted) log.error({err, againInS: replaceAgainMs / 1000}, 'envoy is not replaced');
+		});
+		if (isOutdated()) await clock.sleep(replaceAgainMs, signal).catch(() => {}); // Stopped: the loop ends.
+	}
+}
+
 export interface RetireDeps {
 	readonly clock: Clock;
 	readonly log: Logger;

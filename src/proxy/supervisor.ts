@@ -17,7 +17,7 @@ import {prepareStart} from './preconditions.ts';
 import type {RecordedProcess} from './record.ts';
 import {RecordKeeper} from './record-keeper.ts';
 import {makeSlots, type Slot} from './slot.ts';
-import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
+import {type Party, raiseSuccessor, replaceUntilDone, retireEnvoy} from './succession.ts';
 import type {LastExit, ProxyDeps, ProxyState, ProxyStatus} from './types.ts';
 
 export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath' | 'statusAddress' | 'statusPort'> {
@@ -29,9 +29,6 @@ export interface SupervisorDeps extends Omit<ProxyDeps, 'node' | 'xdsSocketPath'
 
 /** What is outside our power (a port, a file) is looked at again this often. */
 const waitMs = 1000;
-
-/** A replacement that failed is tried again after this long, as what it lacked may have come. */
-const replaceAgainMs = 300_000;
 
 /**
  * Keeps one Envoy running. All changes of state go through `#enter`. The life of a process: found and adopted, or
@@ -160,15 +157,9 @@ export class Supervisor {
 		return this.#replacing;
 	}
 
-	async #replaceUntilDone(): Promise<void> {
-		const {clock, log} = this.#deps;
-		const {signal} = this.#stopping;
-		while (this.#outdated && !signal.aborted && !this.#isDraining) {
-			await this.replace().catch((err: unknown) => {
-				if (!signal.aborted) log.error({err, againInS: replaceAgainMs / 1000}, 'envoy is not replaced');
-			});
-			if (this.#outdated) await clock.sleep(replaceAgainMs, signal).catch(() => {});
-		}
+	#replaceUntilDone(): Promise<void> {
+		const isOutdated = () => this.#outdated !== undefined && !this.#isDraining;
+		return replaceUntilDone(() => this.replace(), isOutdated, this.#deps, this.#stopping.signal);
 	}
 
 	async #replace(): Promise<void> {
@@ -201,6 +192,10 @@ export class Supervisor {
 				if (signal.aborted || !this.#records.learnRefusedFlag(binary, this.#envoyLog.tail())) throw error;
 				return raise();
 			});
+			if (this.#isDraining) {
+				await endEnvoy(process, {...this.#deps, admin: to.admin}); // It would take work that nobody drains.
+				throw refuse('there is none that serves');
+			}
 			this.#version = version;
 			this.#records.noteBinary(binary);
 			this.#slot = to;

@@ -9,7 +9,7 @@ import {EnvoyLog} from './envoy-log.ts';
 import {monitorEnvoy, Nudge, type Verdict} from './monitor.ts';
 import {loadRecord, type ProcessRecord, saveRecord} from './record.ts';
 import {makeSlots, type Slot} from './slot.ts';
-import {type Party, raiseSuccessor, retireEnvoy} from './succession.ts';
+import {type Party, raiseSuccessor, replaceUntilDone, retireEnvoy} from './succession.ts';
 import type {SupervisorDeps} from './supervisor.ts';
 import type {LastExit, ProxyState, ProxyStatus} from './types.ts';
 import {
@@ -25,8 +25,6 @@ import {
 const hint = "see why: systemctl status 'onramp-envoy@*', journalctl -u 'onramp-envoy@*' -n 50";
 /** What is outside our power (the binary, a disk) is looked at again this often. */
 const waitMs = 1000;
-/** A replacement that failed is tried again after this long, as what it lacked may have come. */
-const replaceAgainMs = 300_000;
 /**
  * Of an Envoy that an earlier agent has left. `planned` is one that is only being started, or cannot be; `leaving` one
  * that drains, or whose unit is not to start it again.
@@ -280,25 +278,16 @@ export class UnitEnvoy {
 		return state === 'DRAINING' ? 'it drains' : undefined;
 	}
 
-	async #replaceUntilDone(): Promise<void> {
-		const {clock, log} = this.#deps;
-		const {signal} = this.#stopping;
-		while (this.#outdated && !signal.aborted && !this.#drained) {
-			await this.replace().catch((err: unknown) => {
-				if (!signal.aborted) log.error({err, againInS: replaceAgainMs / 1000}, 'envoy is not replaced');
-			});
-			if (this.#outdated) await clock.sleep(replaceAgainMs, signal).catch(() => {});
-		}
+	#replaceUntilDone(): Promise<void> {
+		const isOutdated = () => this.#outdated !== undefined && !this.#drained;
+		return replaceUntilDone(() => this.replace(), isOutdated, this.#deps, this.#stopping.signal);
 	}
 
 	async #replace(): Promise<void> {
 		const {signal} = this.#stopping;
 		await this.#retiring?.done;
 		signal.throwIfAborted();
-		if (this.#drained)
-			throw new AgentError('proxy.replacement_failed', 'replace envoy: there is none that serves', {
-				hint: 'onramp leaves the mesh; start it again',
-			});
+		this.#refuseIfDrained();
 		const [from, to] = [this.#slot, this.#otherThan(this.#slot)];
 		try {
 			this.#noteBinary();
@@ -306,6 +295,8 @@ export class UnitEnvoy {
 				if (signal.aborted || !this.#learnRefusedFlag()) throw error;
 				return this.#raise(to);
 			});
+			if (this.#drained) await this.#end(to); // The agent has left meanwhile, and it would take work.
+			this.#refuseIfDrained();
 			this.#slot = to;
 			this.#start = start;
 			this.#isDelayed = false;
@@ -319,6 +310,13 @@ export class UnitEnvoy {
 			this.#replaceProblem = reasonOf(error);
 			throw error;
 		}
+	}
+
+	#refuseIfDrained(): void {
+		if (this.#drained)
+			throw new AgentError('proxy.replacement_failed', 'replace envoy: there is none that serves', {
+				hint: 'onramp leaves the mesh; start it again',
+			});
 	}
 
 	/** Has the other unit start its Envoy; what it was started with, and its version. */

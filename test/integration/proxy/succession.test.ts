@@ -1,3 +1,4 @@
+import {existsSync} from 'node:fs';
 import {chmod, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
@@ -122,4 +123,15 @@ test('succession › a new Envoy that ends is started again at once, though the 
 	await until('ready again', () => world.readiness.isReady && proxy.status().state === 'running');
 	t.not(startTimeOf(old), undefined, 'the old one is still on its way out');
 	t.is(proxy.status().retiring, old);
+});
+
+test('succession › a new Envoy that is ready only when the old one drains for good is ended, and takes no work', async t => {
+	const {world, proxy, pid} = await startReplaceable(t);
+	await replaceable(world, `sleep 1; exec ${world.config.binaryPath} "$@"`);
+	const replaced = t.throwsAsync(proxy.replace(), {code: 'proxy.replacement_failed', message: /none that serves/});
+	await until('the second', () => existsSync(join(world.folder, 'envoy-b.json')));
+	await proxy.drain();
+	await replaced;
+	t.is(proxy.status().pid, pid);
+	t.is(await proxy.admin.ready(), 'DRAINING');
 });

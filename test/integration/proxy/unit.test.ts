@@ -126,6 +126,27 @@ test.serial('unit mode › a successor that is not up to it is taken away, and n
 	t.truthy(other.pid());
 });
 
+test.serial(
+	'unit mode › a successor that is ready only when the agent has left is taken away, and takes no work',
+	async t => {
+		const {world, unit, other} = await makeUnitWorld(t);
+		const binaryPath = join(world.folder, 'envoy');
+		const install = (script: string) => writeFileSync(binaryPath, `#!/bin/sh\n${script}\n`, {mode: 0o755});
+		install(`exec '${world.config.binaryPath}' "$@"`);
+		const proxy = await world.start({binaryPath});
+		await untilReady(world);
+		const pid = unit.pid();
+		install(`sleep 1; exec '${world.config.binaryPath}' "$@"`);
+		const replaced = t.throwsAsync(proxy.replace(), {message: /none that serves/, code: 'proxy.replacement_failed'});
+		await until('its start', () => other.pid());
+		await proxy.drain();
+		await replaced;
+		t.deepEqual(scripts(world), ['start-a']);
+		t.is(unit.pid(), pid);
+		await until('the other unit to rest', () => other.pid() === undefined);
+	},
+);
+
 test.serial('unit mode › an agent that ends in the middle of it leaves the next one able to finish', async t => {
 	const {world, unit, other} = await makeUnitWorld(t);
 	const first = await world.start();
