@@ -20,10 +20,10 @@ const enoughQuiet = 3;
 /** Jumps while somebody waits before another try: shorter than the control plane keeps the entry of who has left. */
 const nudgeMs = second;
 /**
- * Real time between those: who waits for time to pass gets some, who is at work is not hurried. Envoys come and go in
- * real time.
+ * Real time between those: who waits for time to pass gets some, who is at work is not hurried. Processes start and
+ * Envoys come back in real time, on a busy machine in a lot of it, and must not be late for the control plane's clock.
  */
-const nudgeEveryMs = {quick: 25, slow: 500};
+const nudgeEveryMs = {quick: 25, slow: 2000};
 /** Longer than the 10 s after which agents compare the wall clock with what is due, and istiod forgets who has left. */
 const lingerMs = 13 * second;
 /** All has to be well again within this, of its own time and of real time. */
@@ -131,9 +131,10 @@ export class TimeMachine {
 				const states = seen.map(each => JSON.stringify(each && {...each, report: each.report.gates}));
 				throw new Unrecovered(`after ${Math.round(nowMs - startedMs)} ms: ${unrest}\n${states.join('\n')}`);
 			}
+			const awake = this.machines.flatMap(({isAsleep, clock}, i) => (isAsleep ? [] : [{clock, seen: seen[i]}]));
 			const isQuick =
-				this.machines.every(({isAsleep}, i) => isAsleep || seen[i]?.hasEnvoy) &&
-				this.machines.some(({clock}, i) => seen[i] && isWaiting(seen[i], clock.nowMs()));
+				awake.every(each => each.seen?.hasEnvoy && !isConnecting(each.seen)) &&
+				awake.some(each => isWaiting(each.seen!, each.clock.nowMs()));
 			if (nowMs - nudgedMs > (isQuick ? nudgeEveryMs.quick : nudgeEveryMs.slow)) {
 				nudgedMs = nowMs;
 				this.#jump(nudgeMs);
@@ -233,6 +234,11 @@ export class TimeMachine {
 			this.#serials.set(name, serial);
 		}
 	}
+}
+
+/** In the middle of a try. */
+function isConnecting({upstream}: Seen): boolean {
+	return upstream.state === 'connecting' || upstream.state === 'subscribing';
 }
 
 /** Before another try, of whatever it is. */

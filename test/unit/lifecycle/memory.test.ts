@@ -1,3 +1,5 @@
+import {spawnSync} from 'node:child_process';
+import {resolve} from 'node:path';
 import test from 'ava';
 import {ownShare, untouchedFileMappings} from '../../../src/lifecycle/memory.ts';
 
@@ -24,3 +26,30 @@ test('memory › what is our own is what is resident and of no file', t => {
 	t.is(ownShare('301234 12000 9000 8000 0 40000 0\n'), 0.25);
 	t.is(ownShare('0 0 0 0 0 0 0\n'), 0);
 });
+
+/** V8 begins eight seconds after a thorough collection; what is not turned off by then is in the middle of it. */
+const longLife = `
+import {runInNewContext} from 'node:vm';
+import {setFlagsFromString} from 'node:v8';
+import {startMemoryKeeper, turnOffMemoryReducer} from ${JSON.stringify(resolve('src/lifecycle/memory.ts'))};
+import {Readiness, systemClock} from ${JSON.stringify(resolve('src/lifecycle/index.ts'))};
+turnOffMemoryReducer();
+setFlagsFromString('--expose-gc');
+let left = Array.from({length: 60}, (_, i) => new Array(100_000).fill(i));
+runInNewContext('gc')({type: 'major', execution: 'sync'});
+left = [];
+const readiness = new Readiness(['test']);
+const log = {debug() {}};
+startMemoryKeeper({readiness, clock: systemClock, log});
+setTimeout(() => readiness.gate('test').open(), 6_300);
+setTimeout(() => process.exit(0), 12_000);
+`;
+
+(process.env['ONRAMP_LONG_TESTS'] ? test : test.skip)(
+	'memory › an agent that is ready after ten seconds only does not end by it',
+	t => {
+		t.timeout(60_000);
+		const child = spawnSync(process.execPath, ['--input-type=module-typescript', '-e', longLife], {encoding: 'utf8'});
+		t.is(child.status, 0, `${child.signal}: ${child.stderr}`);
+	},
+);
