@@ -4,8 +4,9 @@ import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, systemCode} from '../errors.ts';
 import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
 import type {Clock} from '../lifecycle/clock.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import type {Probe} from './probes.ts';
-import {findProgram, runProgram} from './programs.ts';
+import {runProgram} from './programs.ts';
 import type {Plan} from './rules.ts';
 
 /**

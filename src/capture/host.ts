@@ -2,9 +2,10 @@ import {readFileSync} from 'node:fs';
 import {networkInterfaces} from 'node:os';
 import type {CaptureConfig} from '../config/index.ts';
 import {reasonOf, systemCode} from '../errors.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import type {HostFacts, HostInterface} from './context.ts';
 import type {Kernel} from './kernel.ts';
-import {findProgram, type Run} from './programs.ts';
+import type {Run} from './programs.ts';
 import {findSshPorts} from './ssh.ts';
 
 /** Looks at this machine as far as the settings make it matter. Changes nothing. */

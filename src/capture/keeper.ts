@@ -4,10 +4,11 @@ import {readFileSync} from 'node:fs';
 import type {CaptureConfig, Endpoint} from '../config/types.ts';
 import {AgentError} from '../errors.ts';
 import type {Clock, Gate, Metrics, Readiness, Running} from '../lifecycle/index.ts';
+import {type Monitor, startMonitor} from '../lifecycle/monitor.ts';
 import {never} from '../lifecycle/running.ts';
 import type {Logger} from '../log.ts';
 import {hasChanged, type Look} from './look.ts';
-import {type Monitor, startMonitor} from './monitor.ts';
+import {captureMonitors} from './monitors.ts';
 import type {RulesIn, StepReply, StepRequest} from './step.ts';
 
 export interface CaptureKeeperDeps {
@@ -248,6 +249,7 @@ class Keeper implements CaptureKeeper {
 				} else if (this.#state !== 'in')
 					log.info({backend, rules: count, isChanged, wasOnTrial, notes}, 'traffic is captured');
 				this.#monitor ??= (this.#deps.listen ?? startMonitor)(
+					captureMonitors,
 					() => {
 						this.#isTold = true;
 					},

@@ -1,6 +1,7 @@
 import type {AgentError} from '../errors.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import {hasLegacyTables, LiveTables, parseSave} from './iptables-save.ts';
-import {failureOf, findProgram, type Run} from './programs.ts';
+import {failureOf, type Run} from './programs.ts';
 import {type Family, families} from './rules.ts';
 
 /** One entry of `nft -j`. */

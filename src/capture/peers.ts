@@ -1,6 +1,7 @@
 import {AgentError} from '../errors.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import {type Kernel, programOf, type Xtables} from './kernel.ts';
-import {findProgram, mustRun, type Run} from './programs.ts';
+import {mustRun, type Run} from './programs.ts';
 import {type Family, families} from './rules.ts';
 
 /** What Istio's own tool names its chains and tables. Two sets of rules would lead each connection twice. */

@@ -1,7 +1,8 @@
 import {spawn} from 'node:child_process';
-import {accessSync, closeSync, constants, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from 'node:fs';
+import {closeSync, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {AgentError} from '../errors.ts';
+import {findProgram, toolDirectories} from '../lifecycle/find-program.ts';
 
 export interface Outcome {
 	readonly code: number;
@@ -12,32 +13,8 @@ export interface Outcome {
 /** Runs a program to its end; what it printed and how it ended is the caller's to judge. */
 export type Run = (program: string, args: readonly string[], input?: string) => Promise<Outcome>;
 
-/** Where distributions put these tools. PATH is not asked: other programs share their names, and we run as root. */
-const directories = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/local/sbin', '/usr/local/bin'];
-
 /** A rule set takes milliseconds; iptables-legacy may wait this long for its lock. */
 const timeoutMs = 30_000;
-
-const found = new Map<string, string | undefined>();
-
-/** Path of a tool, or undefined when this machine does not have it. */
-export function findProgram(name: string): string | undefined {
-	if (!found.has(name)) found.set(name, lookFor(name));
-	return found.get(name);
-}
-
-function lookFor(name: string): string | undefined {
-	for (const directory of directories) {
-		const path = `${directory}/${name}`;
-		try {
-			accessSync(path, constants.X_OK);
-			return path;
-		} catch {
-			// Not there, or not for us: the next directory may have it.
-		}
-	}
-	return undefined;
-}
 
 /** @throws AgentError `capture.tool_missing` when this machine does not have the program */
 export const runProgram: Run = async (program, args, input = '') => {
@@ -50,7 +27,7 @@ export const runProgram: Run = async (program, args, input = '') => {
 	return new Promise<Outcome>((resolve, reject) => {
 		const child = spawn(path, [...args], {
 			stdio: [stdin ?? 'ignore', 'pipe', 'pipe'],
-			env: {PATH: directories.join(':'), LC_ALL: 'C', ...lockFile()},
+			env: {PATH: toolDirectories.join(':'), LC_ALL: 'C', ...lockFile()},
 			timeout: timeoutMs,
 			killSignal: 'SIGKILL',
 		});

@@ -1,11 +1,12 @@
 import {AgentError, reasonOf} from '../errors.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import type {Backend, BackendName} from './backend.ts';
 import type {HostFacts} from './context.ts';
 import type {lookAtHost} from './host.ts';
 import {iptablesBackend} from './iptables.ts';
 import type {Kernel} from './kernel.ts';
 import {nftBackend} from './nft.ts';
-import {findProgram, type Run} from './programs.ts';
+import type {Run} from './programs.ts';
 import type {Plan} from './rules.ts';
 
 /** The tools of each way; all must be there. */

@@ -1,12 +1,13 @@
 import type {CaptureConfig, Endpoint} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
+import {findProgram} from '../lifecycle/find-program.ts';
 import {systemClock} from '../lifecycle/index.ts';
 import type {BackendName} from './backend.ts';
 import {applyCapture, type CaptureDeps, prepareCapture, removeCapture, verifyCapture} from './capture.ts';
 import {awaitTrial, exists, placesIn, rolledBack} from './confirm.ts';
 import {type Look, lookAt} from './look.ts';
 import {probesFor} from './probes.ts';
-import {findProgram, runProgram} from './programs.ts';
+import {runProgram} from './programs.ts';
 import type {Plan} from './rules.ts';
 
 /**

@@ -1,11 +1,12 @@
 import {readFileSync} from 'node:fs';
 import {reasonOf} from '../errors.ts';
+import {startMonitor} from '../lifecycle/monitor.ts';
 import type {Logger} from '../log.ts';
 import {applyCapture, type CaptureDeps, verifyCapture, withdrawCapture} from './capture.ts';
 import {exists, placesIn} from './confirm.ts';
 import {hasLegacyTables} from './iptables-save.ts';
 import {checkListeners} from './listeners.ts';
-import {startMonitor} from './monitor.ts';
+import {captureMonitors} from './monitors.ts';
 import type {Plan} from './rules.ts';
 
 export interface WatchDeps extends CaptureDeps {
@@ -34,6 +35,7 @@ export async function watchCapture(deps: WatchDeps, signal: AbortSignal): Promis
 	let nudge = new AbortController();
 	let isNudged = true;
 	const monitor = startMonitor(
+		captureMonitors,
 		() => {
 			isNudged = true;
 			nudge.abort();

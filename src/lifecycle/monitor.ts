@@ -1,15 +1,12 @@
 import {type ChildProcess, spawn} from 'node:child_process';
-import type {Clock} from '../lifecycle/clock.ts';
-import {findProgram} from './programs.ts';
-
-/** What tells of changes as they happen: of nftables, what iptables-nft does included, and of what stands beside it. */
-const monitors: readonly (readonly [program: string, ...args: string[]])[] = [
-	['nft', 'monitor'],
-	['ip', 'monitor', 'address', 'rule'],
-];
+import type {Clock} from './clock.ts';
+import {findProgram} from './find-program.ts';
 
 /** One that ends was too slow for what happened, or cannot work here. */
 const againAfterMs = 5000;
+
+/** A program that prints something whenever the kernel tells of a change, as `ip monitor` does from netlink. */
+export type MonitorCommand = readonly [program: string, ...args: string[]];
 
 export interface Monitor {
 	/** Whether all of them run, so that nothing goes unheard. */
@@ -18,9 +15,14 @@ export interface Monitor {
 }
 
 /** Calls back whenever the kernel tells of a change, also after a gap in which it could not. */
-export function startMonitor(onChange: () => void, clock: Clock, signal: AbortSignal): Monitor {
+export function startMonitor(
+	commands: readonly MonitorCommand[],
+	onChange: () => void,
+	clock: Clock,
+	signal: AbortSignal,
+): Monitor {
 	const running = new Map<string, ChildProcess>();
-	const listen = ([program, ...args]: (typeof monitors)[number]): void => {
+	const listen = ([program, ...args]: MonitorCommand): void => {
 		const path = findProgram(program);
 		if (path === undefined || signal.aborted) return;
 		// Killed with us: otherwise it would only notice at the next change, and crashes would pile them up.
@@ -41,9 +43,9 @@ export function startMonitor(onChange: () => void, clock: Clock, signal: AbortSi
 			);
 		});
 	};
-	for (const monitor of monitors) listen(monitor);
+	for (const command of commands) listen(command);
 	return {
-		isListening: () => running.size === monitors.length,
+		isListening: () => running.size === commands.length,
 		stop: () => {
 			for (const child of running.values()) child.kill('SIGKILL');
 		},
