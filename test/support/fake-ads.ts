@@ -20,7 +20,7 @@ import {
 
 /** Waits for a condition; fails after five seconds with what it waited for. */
 export async function until<T>(what: string, look: () => T | undefined | false): Promise<T> {
-	const deadline = performance.now() + 5000;
+	const deadline = performance.now() + 30_000;
 	for (;;) {
 		const seen = look();
 		if (seen !== undefined && seen !== false) return seen;

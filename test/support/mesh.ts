@@ -197,7 +197,7 @@ export const isSaved = (report: StatusReport): boolean => {
 };
 
 /** Looks until something is there; what fails meanwhile is told when the time is over. */
-export async function until<T>(what: string, look: () => T | Promise<T>, deadlineMs = 20_000): Promise<NonNullable<T>> {
+export async function until<T>(what: string, look: () => T | Promise<T>, deadlineMs = 60_000): Promise<NonNullable<T>> {
 	const deadline = performance.now() + deadlineMs;
 	for (;;) {
 		let reason: unknown;
@@ -256,7 +256,7 @@ export function startTimeOf(pid: number): string {
 
 /** Ends what still runs out of the directory after a moment's grace, and tells what it was. */
 async function killLeftovers(directory: string): Promise<string[]> {
-	const deadline = performance.now() + 2000;
+	const deadline = performance.now() + 10_000;
 	let left = findProcesses(directory);
 	while (left.length > 0 && performance.now() < deadline) {
 		await new Promise(resolve => setTimeout(resolve, 20));

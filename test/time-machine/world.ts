@@ -140,7 +140,7 @@ export async function startWorld(compiler: string, ledger: Ledger): Promise<Worl
 			await Promise.all(apps.map(app => app.stop()));
 			for (const clock of Object.values(clocks)) clock.close();
 			// Killed, and not gone yet.
-			await until('all to be gone', () => findProcesses(directory).length === 0, 5000).catch(() => {});
+			await until('all to be gone', () => findProcesses(directory).length === 0, 20_000).catch(() => {});
 			const left = findProcesses(directory);
 			for (const {pid} of left) process.kill(pid, 'SIGKILL');
 			if (!isKept) await rm(directory, {recursive: true, force: true});

@@ -168,7 +168,7 @@ export function plainQuestion(name: string, type = 'A'): Buffer {
 	return message.subarray(0, message.length - 11);
 }
 
-const deadlineMs = 10_000;
+const deadlineMs = 30_000;
 
 /** Sends one packet and waits for the answer; undefined when none comes within the time. */
 export function askUdp(port: number, message: Buffer, waitMs = deadlineMs): Promise<Buffer | undefined> {

@@ -337,6 +337,7 @@ test('identity › a trial that gets no answer is repeated', async t => {
 	await world.until(() => world.requests.length === 2 && identity.status().tokenlessRenewal === 'unknown');
 	t.is(identity.status().state, 'serving');
 	world.answer = world.sign;
+	await world.clock.advance(hour);
 	await world.until(() => identity.status().tokenlessRenewal === 'works');
 	t.pass();
 });

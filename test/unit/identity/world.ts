@@ -107,7 +107,7 @@ export async function createWorld(t: ExecutionContext, lifeMs = 24 * hour): Prom
 			await writeFile(tokenPath, `${text}\n`);
 		},
 		until: async condition => {
-			const deadline = Date.now() + 10_000;
+			const deadline = Date.now() + 60_000;
 			for (;;) {
 				const value = condition();
 				if (value !== undefined && value !== false) return value;
@@ -122,7 +122,7 @@ export async function createWorld(t: ExecutionContext, lifeMs = 24 * hour): Prom
 
 /** Waits in real time, for what does not depend on the clock. */
 export async function eventually(condition: () => boolean | Promise<boolean>): Promise<void> {
-	const deadline = Date.now() + 10_000;
+	const deadline = Date.now() + 60_000;
 	while (!(await condition())) {
 		if (Date.now() > deadline) throw new Error(`never came true: ${condition}`);
 		await new Promise(resolve => setTimeout(resolve, 2));

@@ -90,7 +90,7 @@ class Peer {
 		this.call.write(writer.finish());
 	}
 	async answer(count: number): Promise<Answer> {
-		const deadline = performance.now() + 10_000;
+		const deadline = performance.now() + 30_000;
 		while (this.answers.length < count) {
 			if (performance.now() > deadline) throw new Error(`${this.answers.length} answers, not ${count}`);
 			await new Promise(resolve => setTimeout(resolve, 5));

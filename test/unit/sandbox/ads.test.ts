@@ -60,7 +60,7 @@ async function nextOf(stream: AdsStream, type: string, kind: 'delta' | 'sotw' = 
 }
 
 async function waitUntil(what: string, isTrue: () => boolean): Promise<void> {
-	for (const deadline = Date.now() + 5_000; !isTrue(); ) {
+	for (const deadline = Date.now() + 30_000; !isTrue(); ) {
 		if (Date.now() > deadline) throw new Error(`never: ${what}`);
 		await new Promise(resolve => setTimeout(resolve, 5));
 	}

@@ -61,7 +61,7 @@ export async function requestCertificate(target: Target, csrPem: string, lifetim
 				bytes,
 				body,
 				headers(target),
-				{deadline: Date.now() + 10_000},
+				{deadline: Date.now() + 30_000},
 				(error, value) => (error ? reject(error) : resolve(value!)),
 			);
 		});
