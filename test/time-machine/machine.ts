@@ -126,7 +126,13 @@ function residentMiB(pid: number): number {
 }
 
 function bytesBelow(directory: string): number {
-	return readdirSync(directory, {recursive: true, withFileTypes: true})
-		.filter(entry => entry.isFile())
-		.reduce((sum, entry) => sum + statSync(join(entry.parentPath, entry.name)).size, 0);
+	return (
+		readdirSync(directory, {recursive: true, withFileTypes: true})
+			.filter(entry => entry.isFile())
+			// The agent may be in the middle of writing, and have moved one meanwhile.
+			.reduce(
+				(sum, entry) => sum + (statSync(join(entry.parentPath, entry.name), {throwIfNoEntry: false})?.size ?? 0),
+				0,
+			)
+	);
 }
