@@ -1,5 +1,6 @@
 import {readdirSync, readFileSync, rmSync, statSync} from 'node:fs';
 import {join} from 'node:path';
+import {systemCode} from '../../src/errors.ts';
 import {LocalWorkload, type LocalWorkloadOptions} from '../../src/sandbox/local-workload.ts';
 import {type Seen, seeStatus} from './seen.ts';
 import type {ShiftedClock} from './shifted-clock.ts';
@@ -126,13 +127,13 @@ function residentMiB(pid: number): number {
 }
 
 function bytesBelow(directory: string): number {
-	return (
-		readdirSync(directory, {recursive: true, withFileTypes: true})
-			.filter(entry => entry.isFile())
-			// The agent may be in the middle of writing, and have moved one meanwhile.
-			.reduce(
-				(sum, entry) => sum + (statSync(join(entry.parentPath, entry.name), {throwIfNoEntry: false})?.size ?? 0),
-				0,
-			)
-	);
+	for (let tries = 10; ; tries--)
+		try {
+			return readdirSync(directory, {recursive: true, withFileTypes: true})
+				.filter(entry => entry.isFile())
+				.reduce((sum, entry) => sum + statSync(join(entry.parentPath, entry.name)).size, 0);
+		} catch (error) {
+			// The agent is in the middle of writing, and has moved one meanwhile.
+			if (systemCode(error) !== 'ENOENT' || tries === 0) throw error;
+		}
 }
