@@ -12,6 +12,7 @@ export function readIdentity(resolver: Resolver, controlPlane: ControlPlaneConfi
 		rotateJitter: resolver.take(table.rotateJitter),
 		rideOutMs: resolver.take(table.rideOut),
 		retryMaxMs: resolver.take(table.retryMax),
+		trialDelayMs: resolver.take(table.trialDelay),
 		stateDir: resolver.take(table.identityStateDir),
 		outputDir: readOutputDir(resolver, controlPlane),
 		certSigner: resolver.take(table.certSigner),

@@ -586,6 +586,15 @@ export const table = {
 	retryMax: setting('identity.retry-max', values.duration(1), '60s', 'Bound of the waits between failed rotations', {
 		leaf: 'identity.retryMaxMs',
 	}),
+	trialDelay: setting(
+		'identity.trial-delay',
+		values.duration(),
+		'60s',
+		'Try within so long of joining whether the certificate alone is renewed; long = not before the first rotation',
+		{
+			leaf: 'identity.trialDelayMs',
+		},
+	),
 	identityStateDir: setting(
 		'identity.state-dir',
 		values.path,

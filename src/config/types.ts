@@ -94,6 +94,8 @@ export interface IdentityConfig {
 	readonly rideOutMs: number;
 	/** Cap of the backoff between failed rotations. */
 	readonly retryMaxMs: number;
+	/** Upper bound of the wait between joining and the trial renewal without the token. */
+	readonly trialDelayMs: number;
 	/** Directory for generations, below the state directory. */
 	readonly stateDir: string;
 	/** Also write cert-chain.pem, key.pem, root-cert.pem here (OUTPUT_CERTS), or undefined. */

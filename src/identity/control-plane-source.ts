@@ -9,8 +9,6 @@ import type {StoredPair} from './store.ts';
 import {watchToken} from './token-watch.ts';
 import type {CertificateRequest} from './types.ts';
 
-const defaultTrialDelayMs = 60_000;
-
 /**
  * Certificates signed by the control plane, kept as generations in the state directory.
  * @throws AgentError identity.key_unsupported, identity.state_unusable, identity.state_locked
@@ -60,7 +58,7 @@ export async function startControlPlaneSource(deps: SourceDeps): Promise<Source>
 		token: watchToken(deps.token),
 		plan: {share: config.rotateAtShare, jitter: config.rotateJitter, rideOutMs: config.rideOutMs},
 		retryMaxMs: config.retryMaxMs,
-		trialDelayMs: deps.trialDelayMs ?? defaultTrialDelayMs,
+		trialDelayMs: config.trialDelayMs,
 		tokenlessRenewal: kept?.stored.isTokenless ? 'works' : 'unknown',
 		changed: deps.changed,
 		count: deps.count,

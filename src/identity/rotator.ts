@@ -33,6 +33,7 @@ const tokenCheckMs = 1000;
 const wallCheckMs = 10_000;
 /** No answer is an answer: a call that hangs must not end rotation. */
 const requestTimeoutMs = 60_000;
+const trialRetryBaseMs = 60_000;
 const trialRetryMaxMs = 3_600_000;
 
 /** A time on both clocks; the first to reach it counts, so neither suspend nor a clock set back delays a rotation. */
@@ -80,9 +81,9 @@ class Rotator {
 
 	constructor(deps: RotatorDeps) {
 		this.#deps = deps;
-		const {clock, random, retryMaxMs, trialDelayMs} = deps;
+		const {clock, random, retryMaxMs} = deps;
 		this.#backoff = new Backoff({baseMs: retryBaseMs, maxMs: retryMaxMs}, clock, random);
-		this.#trialBackoff = new Backoff({baseMs: trialDelayMs, maxMs: trialRetryMaxMs}, clock, random);
+		this.#trialBackoff = new Backoff({baseMs: trialRetryBaseMs, maxMs: trialRetryMaxMs}, clock, random);
 		this.#tokenlessRenewal = deps.tokenlessRenewal;
 		if (deps.current()) this.#scheduleTrial();
 	}

@@ -113,6 +113,4 @@ export interface IdentityDeps {
 	readonly metrics: Metrics;
 	/** Locked already, see `holdState`; otherwise that is done where it is needed. */
 	readonly state?: HeldState | undefined;
-	/** Upper bound of the wait between joining and the trial renewal without the token; 60 s unless said. */
-	readonly trialDelayMs?: number;
 }

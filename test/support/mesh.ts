@@ -18,6 +18,9 @@ export const namespace = 'mesh';
 /** Runs at full length, which takes many minutes. */
 export const isLong = process.env['ONRAMP_LONG_TESTS'] === '1';
 
+/** A stop is quick, and no certificate is renewed but by the test. */
+const usualFlags = ['--proxy-termination-drain', '500ms', '--identity-trial-delay', '1h'] as const;
+
 export interface MeshOptions {
 	/** Workloads by name → WorkloadGroup. `{cluster: 'cluster', vm: 'vm'}` unless given. */
 	readonly workloads?: Readonly<Record<string, string>>;
@@ -112,7 +115,7 @@ export async function startMesh(t: ExecutionContext, options: MeshOptions = {}):
 			envoyPath,
 			agentPath,
 			command: options.command ?? 'run',
-			flags: ['--proxy-termination-drain', '500ms', ...flags, ...flagsOf(name, {sandbox, directory})],
+			flags: [...usualFlags, ...flags, ...flagsOf(name, {sandbox, directory})],
 		});
 		started.push(workload);
 		workloads.set(name, workload);

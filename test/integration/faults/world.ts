@@ -19,6 +19,9 @@ export const group = {
 	ports: {http: 8080},
 };
 
+/** A stop is quick, and no certificate is renewed but by the test. */
+const usualFlags = ['--proxy-termination-drain', '0s', '--proxy-drain-ceiling', '1s', '--identity-trial-delay', '1h'];
+
 export interface Outcome {
 	/** Null after a signal. */
 	readonly code: number | null;
@@ -65,7 +68,7 @@ export class World {
 			envoyPath: this.envoyPath,
 			agentPath: this.agentPath,
 			...options,
-			flags: ['--proxy-termination-drain', '0s', '--proxy-drain-ceiling', '1s', ...(options.flags ?? [])],
+			flags: [...usualFlags, ...(options.flags ?? [])],
 		});
 		this.#workloads.push(workload);
 		return workload;

@@ -1,5 +1,5 @@
 import {createPrivateKey, X509Certificate} from 'node:crypto';
-import {readFileSync, realpathSync} from 'node:fs';
+import {existsSync, readFileSync, realpathSync} from 'node:fs';
 import {join} from 'node:path';
 import test from 'ava';
 import {assertNoneFailed, startLoads} from '../../support/loads.ts';
@@ -33,9 +33,14 @@ test.serial(
 );
 
 test.serial('rotation › none of the requests fails while the root is replaced', async t => {
-	const mesh = await startMesh(t, {sandbox: {isMultiRoot: true}, flags: ['--relay-proxy-config', 'true']});
+	const mesh = await startMesh(t, {
+		sandbox: {isMultiRoot: true},
+		flags: ['--relay-proxy-config', 'true', '--identity-trial-delay', '1s'],
+	});
 	const {sandbox} = mesh;
 	const workloads = [mesh.workload('vm'), mesh.workload('cluster')];
+	for (const workload of workloads)
+		await workload.until('the trial', report => partsOf(report).identity.tokenlessRenewal === 'works');
 	const rootOf = (pem: string) => new X509Certificate(pem).fingerprint256;
 	const before = rootOf(sandbox.rootPem());
 	const loads = startLoads(t, mesh);
@@ -76,6 +81,8 @@ test.serial('rotation › a pair read through current/ fits together at every mo
 		flagsOf: (name, {directory}) => (name === 'vm' ? ['--identity-output-dir', outputOf(directory)] : []),
 	});
 	const vm = mesh.workload('vm');
+	// The agent serves a pair before it has written it.
+	await until('the first pair', () => existsSync(join(outputOf(mesh.directory), 'current', 'cert-chain.pem')));
 	const seen = new Set<string>();
 	let reads = 0;
 	let isDone = false;
@@ -91,15 +98,17 @@ test.serial('rotation › a pair read through current/ fits together at every mo
 			reads++;
 		}
 	})();
-	reading.catch(() => {}); // told below
+	let failure: unknown;
+	reading.catch((error: unknown) => {
+		failure = error;
+	});
 	for (let i = 0; i < 10; i++) {
 		await vm.command('rotate');
 		const {serial} = partsOf(await vm.status()).identity;
-		await until(`certificate ${serial} in the directory`, async () => {
-			if (seen.has(serial)) return true;
-			await Promise.race([reading, new Promise(resolve => setTimeout(resolve, 5))]);
-			return false;
-		});
+		await until(`certificate ${serial} in the directory`, () => failure !== undefined || seen.has(serial)).catch(
+			(error: unknown) => t.fail(`${error}\n${vm.log()}`),
+		);
+		t.is(failure, undefined);
 	}
 	isDone = true;
 	await reading;

@@ -62,7 +62,7 @@ test('identity › serves the stored pair at once after a restart, with no token
 test('identity › rotates after half the life, with a new key, and keeps the old pair until then', async t => {
 	const world = await createWorld(t);
 	await world.putToken(30 * 24 * hour);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	t.deepEqual(identity.status().nextRotationAt, new Date(first.receivedAt.getTime() + 12 * hour));
 	await world.clock.advance(11.9 * hour);
@@ -77,7 +77,7 @@ test('identity › rotates after half the life, with a new key, and keeps the ol
 test('identity › a failing rotation keeps the old pair, says why, and tries again with capped backoff for ever', async t => {
 	const world = await createWorld(t);
 	await world.putToken(30 * 24 * hour);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	world.answer = refusal('control_plane.unreachable');
 	await world.clock.advance(12 * hour);
@@ -104,7 +104,7 @@ test('identity › a failing rotation keeps the old pair, says why, and tries ag
 test('identity › never serves a certificate that the wall clock says has expired, and closes the gate', async t => {
 	const world = await createWorld(t, hour);
 	await world.putToken(30 * 24 * hour);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	await joined(world, identity);
 	world.answer = refusal('control_plane.unreachable');
 	world.clock.step(2 * hour);
@@ -159,7 +159,7 @@ test('identity › booted with a wrong clock, it serves the stored pair once the
 test('identity › rotates at once when a suspended machine wakes past the time', async t => {
 	const world = await createWorld(t);
 	await world.putToken(30 * 24 * hour);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	world.clock.step(13 * hour); // suspend: the wall clock goes on, waits stand still
 	await world.clock.advance(10 * second);
@@ -169,7 +169,7 @@ test('identity › rotates at once when a suspended machine wakes past the time'
 test('identity › a wall clock set back does not delay the rotation, and is told', async t => {
 	const world = await createWorld(t);
 	await world.putToken(30 * 24 * hour);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	world.clock.step(-365 * 24 * hour);
 	t.is(identity.current(), first, 'the peers decide by their own clocks');
@@ -181,7 +181,7 @@ test('identity › a wall clock set back does not delay the rotation, and is tol
 test('identity › rides out: rotates early enough that the wanted life is always left', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const identity = await world.start({rideOutMs: 20 * hour, rotateJitter: 0}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({rideOutMs: 20 * hour, rotateJitter: 0, trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	t.is(identity.status().nextRotationAt!.getTime(), first.receivedAt.getTime() + 4 * hour);
 });
@@ -208,7 +208,7 @@ test('identity › locked out: sends nothing, says the command, and uses a new t
 test('identity › locked out: an expired token with an expired certificate says both', async t => {
 	const world = await createWorld(t, hour);
 	await world.putToken(30 * minute);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	await joined(world, identity);
 	world.answer = refusal('control_plane.unreachable');
 	await world.clock.advance(2 * hour);
@@ -222,7 +222,7 @@ test('identity › locked out: an expired token with an expired certificate says
 test('identity › a token that has expired is not needed while the certificate is valid', async t => {
 	const world = await createWorld(t);
 	await world.putToken(minute);
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	await world.clock.advance(12 * hour);
 	await world.until(() => identity.current() !== first);
@@ -265,7 +265,7 @@ test('identity › retryNow cuts the wait after a failure short', async t => {
 test('identity › rotateNow rotates, and two at once are one request', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	await Promise.all([identity.rotateNow(), identity.rotateNow()]);
 	t.is(world.requests.length, 2);
@@ -345,7 +345,7 @@ test('identity › a trial that gets no answer is repeated', async t => {
 test('identity › an answer that does not fit is refused and the old pair stays', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const first = await joined(world, identity);
 	const other = await createCa();
 	world.answer = async (request, signal) => [(await world.sign(request, signal))[0]!, other.pem];
@@ -448,7 +448,7 @@ test('identity › a stored pair that was asked for under another name is left a
 test('identity › a damaged newest generation is passed over for the one before', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const first = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const first = await world.start({trialDelayMs: 365 * 24 * hour});
 	const {serial} = await joined(world, first);
 	await first.rotateNow();
 	await first.stop();
@@ -478,7 +478,7 @@ test('identity › state on disk is for its owner only', async t => {
 test('identity › a disk that refuses while running costs a warning, and the pair is written when it can be', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const identity = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({trialDelayMs: 365 * 24 * hour});
 	const {stateDir} = world.config;
 	const generations = join(stateDir, 'generations');
 	await writeFile(generations, 'in the way'); // stands for any disk that refuses, whoever runs the test
@@ -497,7 +497,7 @@ test('identity › writes the pair out for other programs', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
 	const outputDir = join(world.dir, 'certs');
-	const identity = await world.start({outputDir, outputKeyMode: 0o640}, {trialDelayMs: 365 * 24 * hour});
+	const identity = await world.start({outputDir, outputKeyMode: 0o640, trialDelayMs: 365 * 24 * hour});
 	const certificate = await joined(world, identity);
 	await identity.stop();
 	t.is(await readFile(join(outputDir, 'cert-chain.pem'), 'utf8'), certificate.chainPem);
@@ -553,7 +553,7 @@ test('identity › a token that only its mode hides is said to be unreadable, no
 test('identity › a state directory that can only be read serves its valid pair, with a warning', async t => {
 	const world = await createWorld(t);
 	await world.putToken();
-	const first = await world.start({}, {trialDelayMs: 365 * 24 * hour});
+	const first = await world.start({trialDelayMs: 365 * 24 * hour});
 	const {serial} = await joined(world, first);
 	await first.stop();
 	// The system refuses the lock, as it does on a full or read-only disk, and whoever runs the test.

@@ -60,6 +60,7 @@ export async function createWorld(t: ExecutionContext, lifeMs = 24 * hour): Prom
 		rotateJitter: 0.1,
 		rideOutMs: 0,
 		retryMaxMs: minute,
+		trialDelayMs: minute,
 		stateDir: join(dir, 'identity'),
 		outputDir: undefined,
 		certSigner: '',
