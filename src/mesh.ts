@@ -148,6 +148,7 @@ export async function startMesh(deps: MeshDeps, signal: AbortSignal): Promise<Me
 	onChange(() => relay.retryNow());
 
 	const sds = await parts.start('sds', () => startSds({source: {current, onChange}, log: logOf('sds')}));
+	status.add('secrets', sds.status);
 	await parts.start('xds-socket', () =>
 		startXdsSocket({path: config.relay.socketPath, services: [relay.service, sds], log: logOf('xds')}),
 	);

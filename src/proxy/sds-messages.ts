@@ -20,6 +20,7 @@ export interface DeltaRequest {
 	readonly unsubscribe: readonly string[];
 	/** What Envoy holds from an earlier stream: name → version. */
 	readonly versions: ReadonlyMap<string, string>;
+	readonly nonce: string;
 	readonly error: string | undefined;
 }
 
@@ -41,14 +42,16 @@ export function parseDeltaRequest(message: Buffer): DeltaRequest {
 	const subscribe: string[] = [];
 	const unsubscribe: string[] = [];
 	const versions = new Map<string, string>();
+	let nonce = '';
 	let error: string | undefined;
 	for (const field = new FieldReader(message); field.next(); ) {
 		if (field.number === 3) subscribe.push(field.string());
 		else if (field.number === 4) unsubscribe.push(field.string());
 		else if (field.number === 5) versions.set(...parseMapEntry(field.message()));
+		else if (field.number === 6) nonce = field.string();
 		else if (field.number === 7) error = parseStatus(field.message());
 	}
-	return {subscribe, unsubscribe, versions, error};
+	return {subscribe, unsubscribe, versions, nonce, error};
 }
 
 /** The version covers what is in this response; Envoy only hands it back. */

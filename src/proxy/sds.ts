@@ -10,7 +10,16 @@ import {
 import {Secrets, type SecretsDeps} from './secrets.ts';
 import type {XdsService} from './xds-socket.ts';
 
-export interface SdsService extends Running, XdsService {}
+export interface SdsService extends Running, XdsService {
+	/** By name, of the secrets that Envoy asks for. */
+	status(): Readonly<Record<string, SecretStatus>>;
+}
+
+export interface SecretStatus {
+	readonly streams: number;
+	/** Each of them has taken it as it is now: Envoy uses no older one. */
+	readonly isCurrent: boolean;
+}
 
 export type SdsDeps = SecretsDeps;
 
@@ -22,9 +31,9 @@ type Call = ServerDuplexStream<Buffer, Buffer>;
  */
 export function startSds(deps: SdsDeps): SdsService {
 	const secrets = new Secrets(deps);
-	const calls = new Set<Call>();
+	const calls = new Map<Call, Subscription>();
 	const serve = (call: Call, stream: Subscription) => {
-		calls.add(call);
+		calls.set(call, stream);
 		const stopListening = secrets.onChange(() => stream.push());
 		const end = () => {
 			calls.delete(call);
@@ -49,6 +58,15 @@ export function startSds(deps: SdsDeps): SdsService {
 	};
 	return {
 		finished: never,
+		status: () => {
+			const seen: Record<string, SecretStatus> = {};
+			for (const stream of calls.values())
+				for (const [name, isTaken] of stream.taken()) {
+					const {streams, isCurrent} = seen[name] ?? {streams: 0, isCurrent: true};
+					seen[name] = {streams: streams + 1, isCurrent: isCurrent && isTaken};
+				}
+			return seen;
+		},
 		definition,
 		implementation: {
 			StreamSecrets: (call: Call) => serve(call, new SotwSubscription(call, secrets, deps)),
@@ -57,7 +75,7 @@ export function startSds(deps: SdsDeps): SdsService {
 				callback({code: grpcStatus.UNIMPLEMENTED, details: 'use StreamSecrets or DeltaSecrets'}),
 		},
 		async stop() {
-			for (const call of calls) call.end();
+			for (const call of calls.keys()) call.end();
 			secrets.close();
 		},
 	};
@@ -72,6 +90,10 @@ abstract class Subscription {
 	protected readonly wanted = new Map<string, () => void>();
 	/** Name → version last sent on this stream, or held by Envoy from before. */
 	protected readonly held = new Map<string, string>();
+	/** Nonce → what was sent with it, until Envoy has answered. */
+	readonly #unanswered = new Map<string, readonly SentSecret[]>();
+	/** Name → version that Envoy has said it uses. */
+	readonly #taken = new Map<string, string>();
 	#nonce = 0;
 
 	constructor(call: Call, secrets: Secrets, {log}: SdsDeps) {
@@ -95,6 +117,14 @@ abstract class Subscription {
 		if (changed.length > 0) this.send(changed);
 	}
 
+	/** What is wanted here, and whether Envoy has it as it is now. */
+	taken(): readonly (readonly [name: string, isTaken: boolean])[] {
+		return [...this.wanted.keys()].map(name => {
+			const secret = this.secrets.get(name);
+			return [name, secret !== undefined && this.#taken.get(name) === secret.version];
+		});
+	}
+
 	close(): void {
 		for (const release of this.wanted.values()) release();
 		this.wanted.clear();
@@ -106,6 +136,7 @@ abstract class Subscription {
 
 	protected send(changed: readonly SentSecret[]): void {
 		this.#nonce++;
+		this.#unanswered.set(this.lastNonce, changed);
 		this.call.write(this.render(changed, this.lastNonce));
 		this.log.debug({names: changed.map(({name}) => name)}, 'secrets sent');
 	}
@@ -118,17 +149,25 @@ abstract class Subscription {
 		this.wanted.get(name)?.();
 		this.wanted.delete(name);
 		this.held.delete(name);
+		this.#taken.delete(name);
 	}
 
-	protected noteRejection(reason: string): void {
-		this.log.error({names: [...this.wanted.keys()], reason}, 'envoy rejected a secret');
+	protected noteAnswer(nonce: string, error: string | undefined): void {
+		if (error !== undefined) this.log.error({names: [...this.wanted.keys()], reason: error}, 'envoy rejected a secret');
+		if (error === undefined)
+			for (const {name, version} of this.#unanswered.get(nonce) ?? []) this.noteTaken(name, version);
+		this.#unanswered.delete(nonce);
+	}
+
+	protected noteTaken(name: string, version: string): void {
+		this.#taken.set(name, version);
 	}
 }
 
 class SotwSubscription extends Subscription {
 	receive(message: Buffer): void {
 		const request = parseSotwRequest(message);
-		if (request.error !== undefined) this.noteRejection(request.error);
+		this.noteAnswer(request.nonce, request.error);
 		// An answer to a message before the last: a newer answer is on its way.
 		if (request.nonce !== '' && request.nonce !== this.lastNonce) return;
 		const names = new Set(request.names);
@@ -148,14 +187,18 @@ class DeltaSubscription extends Subscription {
 
 	receive(message: Buffer): void {
 		const request = parseDeltaRequest(message);
-		if (request.error !== undefined) this.noteRejection(request.error);
+		this.noteAnswer(request.nonce, request.error);
 		for (const name of request.unsubscribe) this.forget(name);
 		for (const name of request.subscribe) {
 			// Subscribing again asks for the resource again.
 			this.held.delete(name);
 			this.want(name);
 		}
-		if (this.#isFirst) for (const [name, version] of request.versions) this.held.set(name, version);
+		if (this.#isFirst)
+			for (const [name, version] of request.versions) {
+				this.held.set(name, version);
+				this.noteTaken(name, version);
+			}
 		const isReturning = this.#isFirst && request.versions.size > 0;
 		this.#isFirst = false;
 		const nonceBefore = this.lastNonce;

@@ -27,7 +27,7 @@ const nudgeEveryMs = {quick: 25, slow: 2000};
 /** Longer than the 10 s after which agents compare the wall clock with what is due, and istiod forgets who has left. */
 const lingerMs = 13 * second;
 /** All has to be well again within this, of its own time and of real time. */
-const patience = {ownMs: 10 * minute, realMs: 20 * second};
+const patience = {ownMs: 10 * minute, realMs: minute};
 
 /** What the control plane does at present. */
 export type Away = 'here' | 'gone' | 'silent' | 'refusing';
@@ -184,6 +184,7 @@ export class TimeMachine {
 				return `${name}: ${upstream.state}`;
 			}
 			if (!isServable) continue;
+			if (!seen.hasSecrets) return `${name}: Envoy has not taken the certificate`;
 			if (!report.ready) return `${name}: ${JSON.stringify(report.gates.filter(({open}) => !open))}`;
 			if (seen.rejections.length > 0) return `${name}: ${JSON.stringify(seen.rejections)}`;
 		}

@@ -83,8 +83,9 @@ class Peer {
 		subscribe: readonly string[],
 		versions: Readonly<Record<string, string>> = {},
 		unsubscribe: string[] = [],
+		nonce = '',
 	): void {
-		const writer = new FieldWriter().strings(3, subscribe).strings(4, unsubscribe);
+		const writer = new FieldWriter().strings(3, subscribe).strings(4, unsubscribe).string(6, nonce);
 		for (const [key, value] of Object.entries(versions))
 			writer.message(5, entry => entry.string(1, key).string(2, value));
 		this.call.write(writer.finish());
@@ -126,6 +127,7 @@ async function makeWorld(t: ExecutionContext, first?: SecretMaterial, systemRoot
 	});
 	return {
 		folder,
+		sds,
 		publish(next: SecretMaterial) {
 			material = next;
 			for (const listener of listeners) listener();
@@ -149,6 +151,44 @@ test('sds › answers certificate and roots, silent on the ACK, and pushes both 
 	const second = await peer.answer(2);
 	t.deepEqual(second.secrets, {default: 'chain 2 key 2', ROOTCA: 'roots 2'});
 	t.not(second.version, first.version);
+});
+
+test('sds › tells which secrets Envoy has as they are now', async t => {
+	const world = await makeWorld(t, materialOf('1'));
+	const state = (name: string) => world.sds.status()[name];
+	const become = async (name: string, streams: number, isCurrent: boolean) => {
+		const deadline = performance.now() + 30_000;
+		while (state(name)?.streams !== streams || state(name)?.isCurrent !== isCurrent) {
+			if (performance.now() > deadline) throw new Error(JSON.stringify(world.sds.status()));
+			await new Promise(resolve => setTimeout(resolve, 5));
+		}
+	};
+	const peer = world.open('StreamSecrets');
+	peer.sotw(['default', 'ROOTCA']);
+	const first = await peer.answer(1);
+	t.deepEqual(world.sds.status(), {
+		default: {streams: 1, isCurrent: false},
+		ROOTCA: {streams: 1, isCurrent: false},
+	});
+	peer.sotw(['default', 'ROOTCA'], first.nonce);
+	await become('default', 1, true);
+	world.publish({...materialOf('2'), trustBundlePem: 'roots 1'});
+	const second = await peer.answer(2);
+	t.deepEqual(world.sds.status(), {default: {streams: 1, isCurrent: false}, ROOTCA: {streams: 1, isCurrent: true}});
+	// Refused, and what follows is no answer to it.
+	peer.sotw(['default', 'ROOTCA'], second.nonce, 'bad certificate');
+	world.publish({...materialOf('2'), trustBundlePem: 'roots 2'});
+	peer.sotw(['default', 'ROOTCA'], (await peer.answer(3)).nonce);
+	await become('ROOTCA', 1, true);
+	t.false(state('default')!.isCurrent);
+
+	const other = world.open('DeltaSecrets');
+	other.delta(['default']);
+	await other.answer(1);
+	await become('default', 2, false);
+	peer.close();
+	other.delta([], {}, [], (await other.answer(1)).nonce);
+	await become('default', 1, true);
 });
 
 test('sds › pushes only what changed', async t => {
