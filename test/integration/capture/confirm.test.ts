@@ -18,9 +18,9 @@ test.serial(
 		await until('the rules to be in', async () => (await world.vm.must('nft', ['list', 'tables'])).includes('onramp'));
 		apply.kill('SIGKILL');
 		await until('the rules to be gone', async () => (await world.dump()) === before);
-		await until('the report', async () =>
-			/undone at .*: not confirmed within 3 s/.test((await world.capture(['status'])).stdout),
-		);
+		// On a machine that is busy enough a probe may fail before.
+		const report = /undone at .*: (not confirmed within 3 s|.* it did before, and does not any more)/;
+		await until('the report', async () => report.test((await world.capture(['status'])).stdout));
 		t.regex((await world.capture(['confirm'])).stdout, /too late|nothing waits/);
 	},
 );
