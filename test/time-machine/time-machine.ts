@@ -76,11 +76,15 @@ export class TimeMachine {
 
 	/** Some seconds one after the other: as long as it may take until somebody looks at a wall clock again. */
 	async linger(): Promise<void> {
+		const fromMs = performance.now();
 		for (let passedMs = 0; passedMs < lingerMs; passedMs += nudgeMs) {
 			this.#jump(nudgeMs);
-			await Promise.all(
-				[this.world.controlPlane, ...this.machines.filter(({isAsleep}) => !isAsleep)].map(each => each.look()),
-			);
+			const [, ...seen] = await Promise.all([
+				this.world.controlPlane.look(),
+				...this.machines.map(machine => (machine.isAsleep ? undefined : machine.look())),
+			]);
+			// What a step of a clock has put out of its life may be renewed before anybody looks again.
+			if (!this.isInLife(seen)) this.#noteEndOfLife(fromMs);
 			await wait(breathMs);
 		}
 	}
