@@ -191,7 +191,9 @@ for (const version of ['TLSv1.2', 'TLSv1.3'] as const) {
 		t.is(error.code, 'control_plane.unreachable', error.message);
 		t.is((await attempt())!.code, 'control_plane.not_ready');
 		await attempt();
-		t.deepEqual(seen, [true, false, true]);
+		// gRPC tries again by itself where an attempt takes a second.
+		const changes = seen.filter((has, i) => has !== seen[i - 1]);
+		t.deepEqual(changes, [true, false, true]);
 	});
 }
 
