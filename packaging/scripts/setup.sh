@@ -17,8 +17,29 @@ has_apparmor() {
 	[ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && command -v apparmor_parser >/dev/null
 }
 
+has_selinux() {
+	command -v selinuxenabled >/dev/null && selinuxenabled && command -v semodule >/dev/null && command -v restorecon >/dev/null
+}
+
+# Each change of the policy takes seconds, so it is one. What an admin has disabled stays disabled.
+load_selinux_modules() {
+	has_selinux || return 0
+	semodule -X 200 -i /usr/share/selinux/packages/onramp.cil -i /usr/share/selinux/packages/onramp_permissive.cil ||
+		echo 'onramp: the SELinux policy of this machine does not take the module; onramp runs without domains of its own'
+	# The files came before the module that says what they are.
+	restorecon -Ri /usr/lib/onramp /etc/onramp /var/lib/onramp /run/onramp /run/onramp-capture || :
+}
+
+remove_selinux_modules() {
+	has_selinux || return 0
+	semodule -X 200 -r onramp_permissive -r onramp 2>/dev/null || :
+	# What is kept gets the types that it had without.
+	restorecon -Ri /etc/onramp /var/lib/onramp || :
+}
+
 load_settings_of_the_kernel() {
 	if has_apparmor; then apparmor_parser --replace --write-cache /etc/apparmor.d/onramp || :; fi
+	load_selinux_modules
 	# All files that say something of it are read, so the admin's counts.
 	/usr/lib/systemd/systemd-sysctl --prefix=/net/ipv4/tcp_migrate_req 2>/dev/null || :
 }
@@ -61,5 +82,6 @@ after_remove() {
 	if has_apparmor; then
 		printf 'profile onramp-agent {}\nprofile onramp-envoy {}\n' | apparmor_parser --remove 2>/dev/null || :
 	fi
+	remove_selinux_modules
 	rm -rf /run/onramp /run/onramp-capture
 }

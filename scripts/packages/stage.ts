@@ -61,6 +61,8 @@ export function stageAgent(root: string, {description, arch, folderOf}: AgentInp
 	copy('packaging/tmpfiles.conf', '/usr/lib/tmpfiles.d/onramp.conf');
 	copy('packaging/onramp.yaml', '/etc/onramp/onramp.yaml');
 	copy('packaging/apparmor', '/etc/apparmor.d/onramp');
+	for (const name of ['onramp.cil', 'onramp_permissive.cil'])
+		copy(`packaging/selinux/${name}`, `/usr/share/selinux/packages/${name}`);
 	copy('packaging/sysctl.conf', '/usr/lib/sysctl.d/50-onramp.conf');
 
 	write('/usr/share/man/man1/onramp.1.gz', gzip(renderManual()));

@@ -126,6 +126,8 @@ test.serial(
 			'/usr/lib/onramp/node',
 			'/usr/lib/onramp/onramp.pack',
 			'/etc/onramp/onramp.yaml',
+			'/usr/share/selinux/packages/onramp.cil',
+			'/usr/share/selinux/packages/onramp_permissive.cil',
 			'/usr/share/man/man1/onramp.1.gz',
 			'/usr/share/bash-completion/completions/onramp',
 			'/usr/share/doc/onramp/copyright',
