@@ -51,6 +51,19 @@ test('cloud-config › installs what it is told, from a repository, by URL and f
 	t.throws(() => renderCloudConfig({files, packages: ['$(reboot)'], joinFlags: []}), {message: /is no package/});
 });
 
+test('cloud-config › a repository of the documentation goes behind it', t => {
+	const text = renderCloudConfig({files, packages: ['onramp', 'onramp-envoy'], joinFlags: []});
+	const page = readFileSync(join(import.meta.dirname, '../../../docs/install.md'), 'utf8').split(
+		'\n## cloud-init\n',
+	)[1]!;
+	const repositories = [...page.matchAll(/^```yaml\n([\s\S]*?)^```$/gm)].map(([, yaml]) => yaml!);
+	t.deepEqual(
+		// Throws where a key is there twice.
+		repositories.map(yaml => Object.keys(read(`${text}\n${yaml}`)).filter(key => !(key in read(text)))),
+		[['apt'], ['yum_repos']],
+	);
+});
+
 test('cloud-config › the script scrubs the token, whatever joining ends with, and leaves all else as it was', t => {
 	for (const code of [0, 1]) {
 		const root = mkdtempSync(join(tmpdir(), 'onramp-cloud-'));
