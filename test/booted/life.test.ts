@@ -155,6 +155,13 @@ step('the units hold what they promise: no capability, no root, an exposure of 1
 	}
 });
 
+step('the agent hears of changed addresses from the kernel, also in its sandbox', async t => {
+	await until('the listener', async () =>
+		/^onramp +\S*ip monitor address route$/m.test(await a.machine.must('ps -eo user:20,args')),
+	);
+	t.pass();
+});
+
 step('a hostile local user gets no socket, no key, no token, no admin and no control', async t => {
 	const agent = await agentPid(a);
 	const envoy = await envoyPid(a);
@@ -230,6 +237,8 @@ step('Envoy killed: it is back within a second, the agent and the rules stay', a
 step('rules that somebody flushes are put back where the watch is switched on', async t => {
 	const rules = await rulesOf(a);
 	await a.machine.must('systemctl enable --now onramp-capture-watch');
+	for (const listener of ['nft monitor', 'ip monitor address rule'])
+		await until(listener, async () => (await a.machine.must('ps -eo args')).includes(`/${listener}\n`));
 	await a.machine.must('nft flush ruleset');
 	await until('the rules', async () => (await rulesOf(a)) === rules, 60_000);
 	await assertBothWays(t);
