@@ -5,7 +5,7 @@ import {refuseLookup} from './dns/off.ts';
 import {dnsAddressOf} from './dns/server-address.ts';
 import {holdState} from './identity/state-dir.ts';
 import {ComponentGroup, Metrics, Readiness, systemClock} from './lifecycle/index.ts';
-import {startMemoryKeeper, turnOffMemoryReducer} from './lifecycle/memory.ts';
+import {startMemoryKeeper} from './lifecycle/memory.ts';
 import {startSystemdNotifier} from './lifecycle/systemd.ts';
 import type {Logger} from './log.ts';
 import {startProxy} from './proxy/index.ts';
@@ -27,7 +27,6 @@ export async function runAgent(
 	log: Logger,
 	signal: AbortSignal,
 ): Promise<void> {
-	turnOffMemoryReducer();
 	const clock = systemClock;
 	const metrics = new Metrics();
 	const isDnsOn = config.dns.mode !== 'off';

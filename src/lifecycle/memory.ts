@@ -24,17 +24,10 @@ const worthBytes = 8 * 1024 * 1024;
  * leaves behind is given back here, when it is over.
  */
 const heapGrowthPercent = 200;
+/** Younger than this, a process has had no thorough collection that was eight seconds ago. */
+const reducerSleepsS = 7;
 /** Share of one CPU below which the agent counts as idle: giving back memory must not get in the way of a push. */
 const idleShare = 0.02;
-
-/**
- * Turns off V8's own way to do what the memory keeper does: two collections more, from eight seconds after a thorough
- * one, each 40 ms of CPU. To be called when the process starts: where V8 has begun one of them, lowering the count ends
- * the process at the next (a CHECK of its memory reducer).
- */
-export function turnOffMemoryReducer(): void {
-	setFlagsFromString('--memory-reducer-gc-count=0');
-}
 
 /**
  * Gives back what starting, or a large push, has left behind: first when the agent is ready, then whenever it has
@@ -114,6 +107,9 @@ function collectGarbage(): void {
 	setFlagsFromString('--expose-gc');
 	// What V8 decides at the end of a collection follows from it.
 	setFlagsFromString(`--heap-growing-percent=${heapGrowthPercent}`);
+	// V8's own way to do what is done here: two more collections, from eight seconds after a thorough one, each 40 ms of
+	// CPU. Where one of them may have begun, lowering the count would end the process (a CHECK of V8's memory reducer).
+	if (process.uptime() < reducerSleepsS) setFlagsFromString('--memory-reducer-gc-count=0');
 	const gc = runInNewContext('gc') as (options: object) => void;
 	gc({type: 'major', execution: 'sync', flavor: 'last-resort'});
 }

@@ -27,13 +27,12 @@ test('memory › what is our own is what is resident and of no file', t => {
 	t.is(ownShare('0 0 0 0 0 0 0\n'), 0);
 });
 
-/** V8 begins eight seconds after a thorough collection; what is not turned off by then is in the middle of it. */
+/** V8 begins its own collections eight seconds after a thorough one; the keeper comes in the middle of it. */
 const longLife = `
 import {runInNewContext} from 'node:vm';
 import {setFlagsFromString} from 'node:v8';
-import {startMemoryKeeper, turnOffMemoryReducer} from ${JSON.stringify(resolve('src/lifecycle/memory.ts'))};
+import {startMemoryKeeper} from ${JSON.stringify(resolve('src/lifecycle/memory.ts'))};
 import {Readiness, systemClock} from ${JSON.stringify(resolve('src/lifecycle/index.ts'))};
-turnOffMemoryReducer();
 setFlagsFromString('--expose-gc');
 let left = Array.from({length: 60}, (_, i) => new Array(100_000).fill(i));
 runInNewContext('gc')({type: 'major', execution: 'sync'});
