@@ -131,6 +131,9 @@ function serveHttp({port, name}: Fields): Promise<Fields> {
 		const [, caller = ''] = /URI=([^;,]+)/.exec(certificate) ?? [];
 		response.end(JSON.stringify({app: name, caller, peer: request.socket.remoteAddress}));
 	});
+	// Longer than Envoy keeps an idle connection (5 min): with Node's 5 s, a request may meet the end of the connection it is
+	// sent on.
+	server.keepAliveTimeout = 600_000;
 	return new Promise((resolve, reject) => {
 		server.once('error', reject);
 		server.listen(Number(port), () => resolve({}));
