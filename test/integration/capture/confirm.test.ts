@@ -1,4 +1,6 @@
 import {spawn} from 'node:child_process';
+import {readdirSync} from 'node:fs';
+import {basename} from 'node:path';
 import test from 'ava';
 import {until} from '../../support/mesh.ts';
 import {address, makeWorld, meshUid, skippedWithout, toolPath} from '../../support/netns.ts';
@@ -15,7 +17,10 @@ test.serial(
 			['netns', 'exec', world.vm.name, ...world.captureCommand(['apply', '--confirm', '3s'])],
 			{stdio: 'ignore'},
 		);
-		await until('the rules to be in', async () => (await world.vm.must('nft', ['list', 'tables'])).includes('onramp'));
+		// Written when the rules are in.
+		const isLoaded = () =>
+			readdirSync(world.directory, {recursive: true}).some(path => basename(String(path)) === 'loaded');
+		await until('the rules to be in', isLoaded);
 		apply.kill('SIGKILL');
 		await until('the rules to be gone', async () => (await world.dump()) === before);
 		// On a machine that is busy enough a probe may fail before.
