@@ -91,7 +91,7 @@ abstract class Subscription {
 	/** Name → version last sent on this stream, or held by Envoy from before. */
 	protected readonly held = new Map<string, string>();
 	/** Nonce → what was sent with it, until Envoy has answered. */
-	readonly #unanswered = new Map<string, readonly SentSecret[]>();
+	readonly #unanswered = new Map<string, readonly Omit<SentSecret, 'bytes'>[]>();
 	/** Name → version that Envoy has said it uses. */
 	readonly #taken = new Map<string, string>();
 	#nonce = 0;
@@ -136,7 +136,11 @@ abstract class Subscription {
 
 	protected send(changed: readonly SentSecret[]): void {
 		this.#nonce++;
-		this.#unanswered.set(this.lastNonce, changed);
+		// Not the keys themselves: an answer may never come.
+		this.#unanswered.set(
+			this.lastNonce,
+			changed.map(({name, version}) => ({name, version})),
+		);
 		this.call.write(this.render(changed, this.lastNonce));
 		this.log.debug({names: changed.map(({name}) => name)}, 'secrets sent');
 	}
@@ -153,9 +157,9 @@ abstract class Subscription {
 	}
 
 	protected noteAnswer(nonce: string, error: string | undefined): void {
-		if (error !== undefined) this.log.error({names: [...this.wanted.keys()], reason: error}, 'envoy rejected a secret');
 		if (error === undefined)
 			for (const {name, version} of this.#unanswered.get(nonce) ?? []) this.noteTaken(name, version);
+		else this.log.error({names: [...this.wanted.keys()], reason: error}, 'envoy rejected a secret');
 		this.#unanswered.delete(nonce);
 	}
 

@@ -44,11 +44,8 @@ setTimeout(() => readiness.gate('test').open(), 6_300);
 setTimeout(() => process.exit(0), 12_000);
 `;
 
-(process.env['ONRAMP_LONG_TESTS'] ? test : test.skip)(
-	'memory › an agent that is ready after ten seconds only does not end by it',
-	t => {
-		t.timeout(60_000);
-		const child = spawnSync(process.execPath, ['--input-type=module-typescript', '-e', longLife], {encoding: 'utf8'});
-		t.is(child.status, 0, `${child.signal}: ${child.stderr}`);
-	},
-);
+test('memory › an agent that is ready after ten seconds only does not end by it', t => {
+	t.timeout(60_000);
+	const child = spawnSync(process.execPath, ['--input-type=module-typescript', '-e', longLife], {encoding: 'utf8'});
+	t.is(child.status, 0, `${child.signal}: ${child.stderr}`);
+});
