@@ -1,4 +1,5 @@
 import type {HostFacts} from './context.ts';
+import type {Redirect} from './ending.ts';
 import type {Kernel} from './kernel.ts';
 import type {Plan} from './rules.ts';
 
@@ -15,6 +16,7 @@ export interface LiveRules {
 	readonly inFront: readonly string[];
 	/** Something that only this backend can tell is missing (a jump to our chain, …). */
 	readonly missing: readonly string[];
+	readonly redirects: readonly Redirect[];
 	/** Packets that each rule has seen, by chain and position. */
 	readonly packets: readonly {
 		readonly family: string;

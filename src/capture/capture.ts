@@ -8,6 +8,7 @@ import {acquireLock, lastLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
+import {type Ended, endingConnections, type Redirect, removeHold} from './ending.ts';
 import {lookAtHost} from './host.ts';
 import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
@@ -277,7 +278,7 @@ async function loadPlan(
 	]);
 }
 
-export interface Removed {
+export interface Removed extends Ended {
 	/** What was there. */
 	readonly backends: readonly BackendName[];
 	/** Under the policy `block` traffic is now refused instead. */
@@ -293,13 +294,14 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 		const {pending, applied, bypassed} = placesIn(deps.config.stateDir);
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
 			const prepared = await prepareCapture(deps, planBlock, deps.config.backend, kernel);
-			await loadPlan(deps, prepared);
-			return {backends: [prepared.backend.name], isBlocking: true};
+			const {live} = await readAll(deps.run, kernel);
+			const ended = await endingConnections(deps.run, redirectsOf(live), () => loadPlan(deps, prepared));
+			return {backends: [prepared.backend.name], isBlocking: true, ...ended};
 		}
 		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not
 		// either when this process dies half way.
 		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
-		return {backends: await removeAll(deps.run, kernel), isBlocking: false};
+		return {...(await removeAll(deps.run, kernel)), isBlocking: false};
 	});
 }
 
@@ -325,17 +327,24 @@ async function readIfAllowed(backend: Backend, kernel: Kernel): Promise<LiveRule
 	}
 }
 
-async function removeAll(run: Run, kernel: Kernel): Promise<readonly BackendName[]> {
-	const backends = findBackends(run);
-	const [hostState, ...live] = await Promise.all([
-		readHostState(kernel),
-		...backends.map(backend => readIfAllowed(backend, kernel)),
-	]);
+async function removeAll(run: Run, kernel: Kernel): Promise<Omit<Removed, 'isBlocking'>> {
+	const [hostState, {backends, live}] = await Promise.all([readHostState(kernel), readAll(run, kernel)]);
 	const present = backends.filter((_, i) => live[i] !== undefined);
-	for (const backend of present) await backend.remove(kernel);
+	const ended = await endingConnections(run, redirectsOf(live), async () => {
+		for (const backend of present) await backend.remove(kernel);
+	});
 	await removeHostState(run, hostState, keepWanted(undefined));
-	return present.map(({name}) => name);
+	await removeHold(run, kernel);
+	return {backends: present.map(({name}) => name), ...ended};
 }
+
+async function readAll(run: Run, kernel: Kernel) {
+	const backends = findBackends(run);
+	return {backends, live: await Promise.all(backends.map(backend => readIfAllowed(backend, kernel)))};
+}
+
+const redirectsOf = (live: readonly (LiveRules | undefined)[]): readonly Redirect[] =>
+	live.flatMap(each => each?.redirects ?? []);
 
 export interface Verified {
 	readonly backend: BackendName;

@@ -1,6 +1,7 @@
 import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
+import type {Redirect} from './ending.ts';
 import {type LiveTables, ownPrefix} from './iptables-save.ts';
 import {Kernel, type NftObject, programOf, type Xtables} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
@@ -250,6 +251,7 @@ function describe(live: Live): LiveRules & {readonly fingerprint: string} {
 	let loadedFingerprint: string | undefined;
 	const kept: string[] = [];
 	const missing: string[] = [];
+	const redirects: Redirect[] = [];
 	for (const [family, saved] of live)
 		for (const table of tables) {
 			for (const text of aboutOf(saved, table))
@@ -262,6 +264,8 @@ function describe(live: Live): LiveRules & {readonly fingerprint: string} {
 				if (chain) {
 					counts[`${family} ${chain}`] = (counts[`${family} ${chain}`] ?? 0) + 1;
 					kept.push(`${family} ${table} ${line}`);
+					const [, port] = / -j REDIRECT --to-ports (\d+)/.exec(line) ?? [];
+					if (port) redirects.push({family, port: Number(port)});
 				}
 			}
 			kept.push(...jumps.map(({line}) => `${family} ${table} ${line}`));
@@ -295,6 +299,7 @@ function describe(live: Live): LiveRules & {readonly fingerprint: string} {
 		// Those are told as a jump that is not where it belongs, which a new load mends.
 		inFront: [],
 		missing,
+		redirects,
 		packets,
 	};
 }

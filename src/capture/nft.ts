@@ -1,5 +1,6 @@
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
+import type {Redirect} from './ending.ts';
 import type {Kernel, NftObject} from './kernel.ts';
 import {failureOf, mustRun, type Run} from './programs.ts';
 import {aboutChain, renderNft, renderRemoval, tableName} from './render-nft.ts';
@@ -88,6 +89,7 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 	const counts: Record<string, number> = {};
 	const packets: {family: string; chain: string; comment: string; packets: number}[] = [];
 	const abouts = new Set<string>();
+	const redirects: Redirect[] = [];
 	let tampering: string | undefined;
 	for (const [family, objects] of tables) {
 		const isAbout = ({rule}: NftObject) => rule?.['chain'] === aboutChain;
@@ -103,7 +105,9 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 			if (!rule) continue;
 			const key = `${family} ${String(rule['chain'])}`;
 			counts[key] = (counts[key] ?? 0) + 1;
-			const seen = (rule['expr'] as readonly Record<string, {packets?: number}>[]).find(each => 'counter' in each);
+			const expressions = rule['expr'] as readonly Record<string, {packets?: number; port?: number}>[];
+			const seen = expressions.find(each => 'counter' in each);
+			for (const {redirect} of expressions) if (redirect?.port) redirects.push({family, port: redirect.port});
 			packets.push({
 				family,
 				chain: String(rule['chain']),
@@ -121,6 +125,7 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 		tampering,
 		inFront,
 		missing: [],
+		redirects,
 		packets,
 	};
 }

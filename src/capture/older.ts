@@ -83,6 +83,12 @@ export function describeOlder(older: readonly OlderConnections[], what: 'leave' 
 	return rest > 0 ? [...named, `older than the rules: ${rest} connections more`] : named;
 }
 
+/** Established connections at ports of this machine. */
+export function countConnections(ports: readonly number[], tables: readonly string[]): number {
+	return tables.flatMap(parseSockets).filter(({state, localPort}) => state === established && ports.includes(localPort))
+		.length;
+}
+
 /** The table of TCP sockets, of both families. */
 export const readSockets = (): Promise<readonly string[]> =>
 	Promise.all(

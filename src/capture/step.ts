@@ -3,7 +3,7 @@ import {AgentError, reasonOf} from '../errors.ts';
 import {findProgram} from '../lifecycle/find-program.ts';
 import {systemClock} from '../lifecycle/index.ts';
 import type {BackendName} from './backend.ts';
-import {applyCapture, type CaptureDeps, prepareCapture, removeCapture, verifyCapture} from './capture.ts';
+import {applyCapture, type CaptureDeps, prepareCapture, type Removed, removeCapture, verifyCapture} from './capture.ts';
 import {awaitTrial, exists, placesIn, rolledBack} from './confirm.ts';
 import {type Look, lookAt} from './look.ts';
 import {probesFor} from './probes.ts';
@@ -35,7 +35,7 @@ export type StepReply =
 	| {readonly kind: 'drifted'; readonly problems: readonly string[]; readonly look: Look}
 	/** `check`: somebody has taken them away in order. */
 	| {readonly kind: 'out'}
-	| {readonly kind: 'removed'; readonly backends: readonly BackendName[]; readonly isBlocking: boolean}
+	| ({readonly kind: 'removed'} & Removed)
 	| {readonly kind: 'failed'; readonly code: string; readonly message: string; readonly hint: string | undefined};
 
 export interface RulesIn {
@@ -57,8 +57,7 @@ export async function performStep(request: StepRequest, signal: AbortSignal): Pr
 			case 'check':
 				return await check(deps, request.isRepaired, signal);
 			case 'remove': {
-				const {backends, isBlocking} = await removeCapture(deps);
-				return {kind: 'removed', backends, isBlocking};
+				return {kind: 'removed', ...(await removeCapture(deps))};
 			}
 		}
 	} catch (error) {

@@ -71,6 +71,23 @@ function askAgain({hold, say = 'hi', withinMs = 10_000}: Fields): Promise<Fields
 	});
 }
 
+/** What becomes of a connection on which nobody speaks: `closed`, the error that ended it, or `timeout`. */
+function awaitEnd({hold, withinMs}: Fields): Promise<Fields> {
+	const socket = held.get(Number(hold))!;
+	if (socket.destroyed) return Promise.resolve({error: socket.errored ? systemCodeOf(socket.errored) : 'closed'});
+	return new Promise(resolve => {
+		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
+		socket.removeAllListeners('timeout');
+		socket.once('error', error => resolve({error: systemCodeOf(error)}));
+		socket.once('close', () => {
+			clearTimeout(timer);
+			resolve({error: 'closed'});
+		});
+	});
+}
+
+const systemCodeOf = (error: NodeJS.ErrnoException): string => error.code ?? error.message;
+
 /** Answers every question, over UDP and TCP, with a message that says who did, in place of records. */
 function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
 	const answer = (question: Buffer) =>
@@ -147,7 +164,8 @@ function get({url, withinMs = 10_000}: Fields): Promise<Fields> {
 			response.on('data', (chunk: Buffer) => chunks.push(chunk));
 			response.on('end', () => {
 				const text = Buffer.concat(chunks).toString();
-				resolve(response.statusCode === 200 ? (JSON.parse(text) as Fields) : {status: response.statusCode, text});
+				const {statusCode: status, headers} = response;
+				resolve(status === 200 ? (JSON.parse(text) as Fields) : {status, text, headers});
 			});
 		});
 		request.on('timeout', () => request.destroy(new Error('timeout')));
@@ -194,6 +212,7 @@ const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | u
 	listen,
 	ask,
 	askAgain,
+	awaitEnd,
 	serveNames,
 	askName,
 	serveHttp,

@@ -242,6 +242,11 @@ export class Peer {
 		return this.send<Answer>('askAgain', {hold, ...options});
 	}
 
+	/** Says nothing, and waits for the other end to. */
+	awaitEnd(hold: number, withinMs: number): Promise<Answer> {
+		return this.send<Answer>('awaitEnd', {hold, withinMs});
+	}
+
 	serveNames(host: string, port: number, name: string, options: {readonly silent?: boolean} = {}): Promise<unknown> {
 		return this.send('serveNames', {host, port, name, ...options});
 	}

@@ -56,7 +56,7 @@ function start(changes: {readonly isLeft?: boolean; readonly onAgentDown?: 'hold
 		perform: async ({kind}: StepRequest) => {
 			done.push(kind);
 			return kind === 'remove'
-				? {kind: 'removed', backends: ['nft'], isBlocking: false}
+				? {kind: 'removed', backends: ['nft'], isBlocking: false, ended: 0, orphaned: 0}
 				: (world.answers.shift() ?? isIn);
 		},
 	});
