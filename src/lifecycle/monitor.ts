@@ -2,8 +2,9 @@ import {type ChildProcess, spawn} from 'node:child_process';
 import type {Clock} from './clock.ts';
 import {findProgram} from './find-program.ts';
 
-/** One that ends was too slow for what happened, or cannot work here. */
-const againAfterMs = 5000;
+/** One that ends after a while was too slow for what happened; one that ends at once cannot work here, and is tried less and less. */
+const againAfterMs = {first: 5000, most: 300_000};
+const provedAfterMs = 10_000;
 
 /** Exit code of setpriv(1) itself. */
 const setprivFailed = 127;
@@ -27,12 +28,13 @@ export function startMonitor(
 	const running = new Map<string, ChildProcess>();
 	// Killed with us: otherwise one would only notice at the next change, and crashes would pile them up.
 	let setpriv = findProgram('setpriv');
-	const listen = ([program, ...args]: MonitorCommand): void => {
+	const listen = ([program, ...args]: MonitorCommand, againInMs = againAfterMs.first): void => {
 		const path = findProgram(program);
 		if (path === undefined || signal.aborted) return;
 		const tied = setpriv;
 		const [file = path, ...words] = [...(tied ? [tied, '--pdeathsig', 'KILL', '--'] : []), path, ...args];
 		const child = spawn(file, words, {stdio: ['ignore', 'pipe', 'ignore'], env: {LC_ALL: 'C'}});
+		const startedMs = clock.monotonicMs();
 		running.set(program, child);
 		child.stdout.on('data', onChange);
 		child.on('error', () => {}); // told by its end
@@ -41,11 +43,13 @@ export function startMonitor(
 			if (tied && code === setprivFailed) {
 				// Some sandboxes do not let it set capabilities, not even those it has; they end with us all that is in them.
 				setpriv = undefined;
-				return listen([program, ...args]);
+				return listen([program, ...args], againInMs);
 			}
-			clock.sleep(againAfterMs, signal).then(
+			const hasWorked = clock.monotonicMs() - startedMs >= provedAfterMs;
+			const waitMs = hasWorked ? againAfterMs.first : againInMs;
+			clock.sleep(waitMs, signal).then(
 				() => {
-					listen([program, ...args]);
+					listen([program, ...args], Math.min(waitMs * 2, againAfterMs.most));
 					onChange();
 				},
 				() => {}, // the end of all
