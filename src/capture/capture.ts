@@ -8,7 +8,7 @@ import {acquireLock, lastLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
-import {type Ended, endingConnections, type Redirect, removeHold} from './ending.ts';
+import {describeEnded, type Ended, endingConnections, type Redirect, removeHold} from './ending.ts';
 import {lookAtHost} from './host.ts';
 import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
@@ -167,7 +167,7 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		if (trial) await arm(deps, plan, live, trial.probes(host), trial);
 		// Read meanwhile, as the kernel takes its time for it.
 		const sockets = readSockets();
-		await loadPlan(deps, to);
+		const ended = await loadPlan(deps, to, [live]);
 		if (isTakeOver) await removePeers(run, kernel);
 		if (trial) await writeJson(places.loaded, {});
 		await writeJson(places.applied, plan);
@@ -176,7 +176,12 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 			.filter(({isAnswering}) => !isAnswering)
 			.map(({name}) => `nothing answers for ${name}: such connections are refused`);
 		const older = describeOlder(findOlder(plan, proxyPortsOf(config), await sockets), config.existingConnections);
-		return {...done, isChanged: true, isOnTrial: trial !== undefined, notes: [...plan.notes, ...unheard, ...older]};
+		return {
+			...done,
+			isChanged: true,
+			isOnTrial: trial !== undefined,
+			notes: [...plan.notes, ...describeEnded(ended), ...unheard, ...older],
+		};
 	};
 	if (compared.isSure) return change(compared);
 	try {
@@ -233,7 +238,7 @@ export async function undoCapture(
 			for (const backend of backends) {
 				const live = await backend.read(kernel);
 				if (!live && backend !== backends.at(-1)) continue;
-				await loadPlan(deps, {backend, plan: previous, kernel});
+				await loadPlan(deps, {backend, plan: previous, kernel}, [live]);
 				await writeJson(placesIn(stateDir).applied, previous);
 				return;
 			}
@@ -262,11 +267,15 @@ function refuseIfNotReady(listeners: readonly Listener[]): void {
 async function loadPlan(
 	{run}: Pick<CaptureDeps, 'run'>,
 	{backend, plan, kernel}: Pick<Prepared, 'backend' | 'plan' | 'kernel'>,
-): Promise<void> {
+	live: readonly (LiveRules | undefined)[],
+): Promise<Ended> {
 	const before = await readHostState(kernel);
 	await addHostState(run, before, plan.host);
+	const stay = new Set(plan.rules.flatMap(({family, verdict}) => (verdict.kind === 'redirect' ? [family] : [])));
+	const lost = redirectsOf(live).filter(({family}) => !stay.has(family));
+	let ended: Ended;
 	try {
-		await backend.load(plan, kernel);
+		ended = await endingConnections(run, lost, () => backend.load(plan, kernel));
 	} catch (error) {
 		await removeHostState(run, await readHostState(new Kernel(run)), keepLive(before));
 		throw error;
@@ -276,6 +285,8 @@ async function loadPlan(
 		removeHostState(run, before, keepWanted(plan.host)),
 		...others.map(async other => (await readIfAllowed(other, kernel)) && other.remove(kernel)),
 	]);
+	await removeHold(run, kernel);
+	return ended;
 }
 
 export interface Removed extends Ended {
@@ -295,7 +306,7 @@ export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
 			const prepared = await prepareCapture(deps, planBlock, deps.config.backend, kernel);
 			const {live} = await readAll(deps.run, kernel);
-			const ended = await endingConnections(deps.run, redirectsOf(live), () => loadPlan(deps, prepared));
+			const ended = await loadPlan(deps, prepared, live);
 			return {backends: [prepared.backend.name], isBlocking: true, ...ended};
 		}
 		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not

@@ -31,16 +31,15 @@ export async function endingConnections(
 	redirects: readonly Redirect[],
 	takeAway: () => Promise<unknown>,
 ): Promise<Ended> {
-	const ports = [...new Set(redirects.map(({port}) => port))];
-	const count = async () => countConnections(ports, await readSockets());
-	const before = ports.length === 0 ? 0 : await count();
+	const count = async () => countConnections(redirects, await readSockets());
+	const before = redirects.length === 0 ? 0 : await count();
 	if (before === 0) {
 		await takeAway();
 		return {ended: 0, orphaned: 0};
 	}
 	const families = [...new Set(redirects.map(({family}) => family))];
 	const isHeld = findProgram('nft') !== undefined && (await run('nft', ['-f', '-'], renderHold(families))).code === 0;
-	const end = () => run('ss', ['-K', '-H', '-n', '-t', 'state', 'connected', filterOf(ports)]);
+	const end = () => run('ss', ['-K', '-H', '-n', '-t', ...which(redirects)]);
 	const canEnd = findProgram('ss') !== undefined;
 	try {
 		// Without the table those that are made in between are missed.
@@ -52,6 +51,17 @@ export async function endingConnections(
 	}
 	const left = await count();
 	return {ended: Math.max(before - left, 0), orphaned: left};
+}
+
+/** One sentence each; empty when there were none. */
+export function describeEnded({ended, orphaned}: Ended): readonly string[] {
+	const connections = (count: number) => (count === 1 ? '1 connection' : `${count} connections`);
+	return [
+		...(ended > 0 ? [`${connections(ended)} through Envoy ended with the rules`] : []),
+		...(orphaned > 0
+			? [`${connections(orphaned)} through Envoy could not be ended: both ends wait until they give up`]
+			: []),
+	];
 }
 
 /** What somebody has left behind who died half way. */
@@ -74,4 +84,10 @@ const renderHold = (families: readonly Family[]): string =>
 const renderRelease = (family: Family): string =>
 	`add table ${family} ${holdName}\ndelete table ${family} ${holdName}\n`;
 
-const filterOf = (ports: readonly number[]): string => `( ${ports.map(port => `sport = :${port}`).join(' or ')} )`;
+/** Where IPv6 alone goes, IPv4 stays, though Envoy may take both on one socket. */
+function which(redirects: readonly Redirect[]): readonly string[] {
+	const ports = [...new Set(redirects.map(({port}) => `sport = :${port}`))].join(' or ');
+	return redirects.every(({family}) => family === 'ip6')
+		? ['-6', 'state', 'connected', `( ${ports} ) and not dst ::ffff:0:0/96`]
+		: ['state', 'connected', `( ${ports} )`];
+}

@@ -21,6 +21,7 @@ export {
 	readJson,
 	rolledBack,
 } from './confirm.ts';
+export {describeEnded} from './ending.ts';
 export {guardChange} from './guardian.ts';
 export {Kernel} from './kernel.ts';
 export {describeOlder, findOlder, readSockets} from './older.ts';

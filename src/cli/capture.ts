@@ -3,6 +3,7 @@ import {
 	awaitTrial,
 	type CaptureDeps,
 	confirmPending,
+	describeEnded,
 	describeOlder,
 	findOlder,
 	guardChange,
@@ -294,15 +295,14 @@ const remove: Command = {
 	run: async ({all, ...flags}) => {
 		const kernel = new Kernel(runProgram).ask();
 		const deps: CaptureDeps = {...(await depsFrom(flags)), kernel};
-		const {backends, isBlocking, ended, orphaned} = await removeCapture(deps, {isComplete: all === true});
+		const removed = await removeCapture(deps, {isComplete: all === true});
+		const {backends, isBlocking} = removed;
 		say(
 			isBlocking
 				? 'capture: removed; traffic that ought to be captured is refused (onramp capture remove --all ends that)'
 				: `capture: ${backends.length === 0 ? 'nothing to remove' : `removed (${backends.join(', ')})`}`,
 		);
-		if (ended > 0) say(`capture: ${ended} connections through Envoy were ended`);
-		if (orphaned > 0)
-			say(`capture: ${orphaned} connections through Envoy could not be ended: both ends wait until they give up`);
+		for (const sentence of describeEnded(removed)) say(`capture: ${sentence}`);
 		return 0;
 	},
 };

@@ -37,7 +37,7 @@ for (const backend of backends)
 				t.deepEqual(await app.awaitEnd(holds[family].out, 10_000), {error: 'ECONNRESET'}, `${family} out`);
 				t.deepEqual(await outside.awaitEnd(holds[family].in, 10_000), {error: 'ECONNRESET'}, `${family} in`);
 			}
-			t.regex(said, /4 connections through Envoy were ended/);
+			t.regex(said, /4 connections through Envoy ended with the rules/);
 			t.like(await outside.askAgain(5), {via: 'direct'}, 'an SSH session goes on');
 			t.like(await app.ask(address.far.ip, 80), {via: 'direct'}, 'a new one goes past Envoy');
 			// Whose tables the kernel keeps once it has them.
@@ -50,7 +50,7 @@ test.serial('ending › also where traffic is refused from then on', async t => 
 	const world = await makeWorld(t, {flags: ['--capture-on-agent-down', 'block']});
 	const clean = await world.dump();
 	const {app, outside} = await connectThrough(t, world);
-	t.regex((await world.capture(['remove'])).stdout, /refused[\s\S]*4 connections through Envoy were ended/);
+	t.regex((await world.capture(['remove'])).stdout, /refused[\s\S]*4 connections through Envoy ended/);
 	for (const family of families) {
 		t.deepEqual(await app.awaitEnd(holds[family].out, 10_000), {error: 'ECONNRESET'}, `${family} out`);
 		t.deepEqual(await outside.awaitEnd(holds[family].in, 10_000), {error: 'ECONNRESET'}, `${family} in`);
@@ -60,16 +60,34 @@ test.serial('ending › also where traffic is refused from then on', async t => 
 	t.is(await world.dump(), clean);
 });
 
-test.serial('ending › what somebody has left who died half way is taken away by the next who removes', async t => {
+test.serial('ending › where one family is no longer captured, those of the other go on', async t => {
 	if (skippedWithout(t)) return;
-	const world = await makeWorld(t, {});
+	const world = await makeWorld(t);
+	const {app, outside} = await connectThrough(t, world);
+	const {stdout, stderr} = await world.capture(['apply', '--capture-ipv6', 'ignore']);
+	t.regex(stdout + stderr, /2 connections through Envoy ended with the rules/);
+	t.deepEqual(await app.awaitEnd(holds.ip6.out, 10_000), {error: 'ECONNRESET'});
+	t.deepEqual(await outside.awaitEnd(holds.ip6.in, 10_000), {error: 'ECONNRESET'});
+	for (const answer of [await app.askAgain(holds.ip.out), await outside.askAgain(holds.ip.in)])
+		t.is(answer.error, undefined, 'over IPv4 all goes on');
+});
+
+test.serial('ending › what somebody has left who died half way is taken away by the next change', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
 	const clean = await world.dump();
-	for (const family of families)
-		await world.vm.must(
-			'nft',
-			['-f', '-'],
-			`table ${family} onramp_ending {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n\t}\n}\n`,
-		);
+	const leave = async () => {
+		for (const family of families)
+			await world.vm.must(
+				'nft',
+				['-f', '-'],
+				`table ${family} onramp_ending {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n\t}\n}\n`,
+			);
+	};
+	await leave();
+	t.is((await world.capture(['apply', '--force'])).code, 0);
+	t.false((await world.dump()).includes('onramp_ending'));
+	await leave();
 	t.is((await world.capture(['remove'])).code, 0);
 	t.is(await world.dump(), clean);
 });
