@@ -15,6 +15,7 @@ export async function measureCapture(bench: Bench): Promise<void> {
 	if (!bench.wants('capture')) return;
 	if (process.getuid?.() !== 0) return bench.say('rows capture are left out: they need root');
 	for (const way of ways) {
+		if (way.suffix === '-native' && !bench.peer) continue; // Ours would be the same again.
 		if (!['apply', 'replace', 'remove'].some(row => bench.wants(idOf(row, way)))) continue;
 		// One each: what one leaves behind is not to be in the way of the other.
 		const own = await makeNamespace(`orb${process.pid.toString(36)}o`);

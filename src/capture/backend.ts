@@ -1,7 +1,6 @@
 import type {HostFacts} from './context.ts';
-import type {Redirect} from './ending.ts';
 import type {Kernel} from './kernel.ts';
-import type {Plan} from './rules.ts';
+import type {Plan, Redirect} from './rules.ts';
 
 /** Our rules as they are in the kernel now. */
 export interface LiveRules {

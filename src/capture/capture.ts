@@ -8,7 +8,7 @@ import {acquireLock, lastLock} from '../lifecycle/lock.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
-import {describeEnded, type Ended, endingConnections, type Redirect, removeHold} from './ending.ts';
+import {describeEnded, type Ended, endingConnections, readHeld, release} from './ending.ts';
 import {lookAtHost} from './host.ts';
 import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
@@ -19,7 +19,7 @@ import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
 import type {Run} from './programs.ts';
 import {addHostState, keepLive, keepWanted, missingHostState, readHostState, removeHostState} from './routing.ts';
-import type {Plan} from './rules.ts';
+import type {Plan, Redirect} from './rules.ts';
 import {findBackends, guessBackend, type Selected, selectBackend} from './select.ts';
 
 export interface CaptureDeps {
@@ -272,7 +272,8 @@ async function loadPlan(
 	const before = await readHostState(kernel);
 	await addHostState(run, before, plan.host);
 	const stay = new Set(plan.rules.flatMap(({family, verdict}) => (verdict.kind === 'redirect' ? [family] : [])));
-	const lost = redirectsOf(live).filter(({family}) => !stay.has(family));
+	const held = await readHeld(kernel);
+	const lost = [...redirectsOf(live), ...held].filter(({family}) => !stay.has(family));
 	let ended: Ended;
 	try {
 		ended = await endingConnections(run, lost, () => backend.load(plan, kernel));
@@ -285,7 +286,7 @@ async function loadPlan(
 		removeHostState(run, before, keepWanted(plan.host)),
 		...others.map(async other => (await readIfAllowed(other, kernel)) && other.remove(kernel)),
 	]);
-	await removeHold(run, kernel);
+	await release(run, held);
 	return ended;
 }
 
@@ -341,11 +342,12 @@ async function readIfAllowed(backend: Backend, kernel: Kernel): Promise<LiveRule
 async function removeAll(run: Run, kernel: Kernel): Promise<Omit<Removed, 'isBlocking'>> {
 	const [hostState, {backends, live}] = await Promise.all([readHostState(kernel), readAll(run, kernel)]);
 	const present = backends.filter((_, i) => live[i] !== undefined);
-	const ended = await endingConnections(run, redirectsOf(live), async () => {
+	const held = await readHeld(kernel);
+	const ended = await endingConnections(run, [...redirectsOf(live), ...held], async () => {
 		for (const backend of present) await backend.remove(kernel);
 	});
 	await removeHostState(run, hostState, keepWanted(undefined));
-	await removeHold(run, kernel);
+	await release(run, held);
 	return {backends: present.map(({name}) => name), ...ended};
 }
 

@@ -1,14 +1,8 @@
 import {findProgram} from '../lifecycle/find-program.ts';
-import type {Kernel} from './kernel.ts';
+import type {Kernel, NftObject} from './kernel.ts';
 import {countConnections, readSockets} from './older.ts';
-import type {Run} from './programs.ts';
-import type {Family} from './rules.ts';
-
-/** Where a rule of ours redirects to. */
-export interface Redirect {
-	readonly family: Family;
-	readonly port: number;
-}
+import {mustRun, type Run} from './programs.ts';
+import type {Family, Redirect} from './rules.ts';
 
 export interface Ended {
 	/** Connections whose both ends were told. */
@@ -37,8 +31,7 @@ export async function endingConnections(
 		await takeAway();
 		return {ended: 0, orphaned: 0};
 	}
-	const families = [...new Set(redirects.map(({family}) => family))];
-	const isHeld = findProgram('nft') !== undefined && (await run('nft', ['-f', '-'], renderHold(families))).code === 0;
+	const isHeld = findProgram('nft') !== undefined && (await run('nft', ['-f', '-'], renderHold(redirects))).code === 0;
 	const end = () => run('ss', ['-K', '-H', '-n', '-t', ...which(redirects)]);
 	const canEnd = findProgram('ss') !== undefined;
 	try {
@@ -47,7 +40,7 @@ export async function endingConnections(
 		await takeAway();
 		if (canEnd && isHeld) await end();
 	} finally {
-		if (isHeld) await run('nft', ['-f', '-'], families.map(renderRelease).join(''));
+		if (isHeld) await release(run, redirects);
 	}
 	const left = await count();
 	return {ended: Math.max(before - left, 0), orphaned: left};
@@ -64,25 +57,37 @@ export function describeEnded({ended, orphaned}: Ended): readonly string[] {
 	];
 }
 
-/** What somebody has left behind who died half way. */
-export async function removeHold(run: Run, kernel: Kernel): Promise<void> {
+/** What is still held for connections whose rules somebody has taken away who died half way. */
+export async function readHeld(kernel: Kernel): Promise<readonly Redirect[]> {
 	const rules = await kernel.rules();
-	if (!Array.isArray(rules)) return;
-	const families = rules.flatMap(({table}) => (table?.['name'] === holdName ? [table['family'] as Family] : []));
-	if (families.length > 0) await run('nft', ['-f', '-'], families.map(renderRelease).join(''));
+	const held = Array.isArray(rules) ? rules.filter(({rule}: NftObject) => rule?.['table'] === holdName) : [];
+	return held.flatMap(({rule}: NftObject) =>
+		(rule!['expr'] as readonly {readonly redirect?: {readonly port: number}}[]).flatMap(({redirect}) =>
+			redirect ? [{family: rule!['family'] as Family, port: redirect.port}] : [],
+		),
+	);
 }
 
-/** A chain of this kind keeps the kernel translating, and a rule that asks for its state keeps it tracking. */
-const renderHold = (families: readonly Family[]): string =>
-	families
-		.map(
-			family =>
-				`table ${family} ${holdName} {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n\t\tct state new counter comment "onramp: until those who are connected through Envoy have been told"\n\t}\n}\n`,
-		)
+export async function release(run: Run, held: readonly Redirect[]): Promise<void> {
+	if (held.length > 0) await mustRun(run, 'nft', ['-f', '-'], familiesOf(held).map(renderRelease).join(''));
+}
+
+/** A chain of this kind keeps the kernel translating, and such rules keep it tracking, though no connection is to port 0. */
+const renderHold = (redirects: readonly Redirect[]): string =>
+	familiesOf(redirects)
+		.map(of => {
+			const ports = new Set(redirects.filter(({family}) => family === of).map(({port}) => port));
+			const rules = [...ports].map(port => `\t\ttcp dport 0 redirect to :${port}\n`).join('');
+			return `table ${of} ${holdName} {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n${rules}\t}\n}\n`;
+		})
 		.join('');
 
 const renderRelease = (family: Family): string =>
 	`add table ${family} ${holdName}\ndelete table ${family} ${holdName}\n`;
+
+const familiesOf = (redirects: readonly Redirect[]): readonly Family[] => [
+	...new Set(redirects.map(({family}) => family)),
+];
 
 /** Where IPv6 alone goes, IPv4 stays, though Envoy may take both on one socket. */
 function which(redirects: readonly Redirect[]): readonly string[] {

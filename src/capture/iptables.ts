@@ -1,12 +1,11 @@
 import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
-import type {Redirect} from './ending.ts';
 import {type LiveTables, ownPrefix} from './iptables-save.ts';
 import {Kernel, type NftObject, programOf, type Xtables} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
 import {aboutName, builtIns, nameOf, renderIptables, tables} from './render-iptables.ts';
-import {type Chain, chains, type Family, families, type Plan} from './rules.ts';
+import {type Chain, chains, type Family, families, type Plan, type Redirect} from './rules.ts';
 
 /** iptables-legacy waits so long for the lock that all its users share; iptables-nft has none. */
 const restoreArgs = ['--noflush', '-w', '30'];

@@ -1,10 +1,9 @@
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
-import type {Redirect} from './ending.ts';
 import type {Kernel, NftObject} from './kernel.ts';
 import {failureOf, mustRun, type Run} from './programs.ts';
 import {aboutChain, renderNft, renderRemoval, tableName} from './render-nft.ts';
-import {type Family, families, type Plan} from './rules.ts';
+import {type Family, families, type Plan, type Redirect} from './rules.ts';
 
 /** Native nftables: one table per family, replaced as a whole in one transaction. */
 export function nftBackend(run: Run): Backend {

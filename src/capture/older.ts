@@ -1,7 +1,7 @@
 import {readFile} from 'node:fs/promises';
 import {systemCode} from '../errors.ts';
 import {evaluate, type Packet} from './evaluate.ts';
-import type {Family, Plan} from './rules.ts';
+import type {Family, Plan, Redirect} from './rules.ts';
 
 /** Connections of one kind that go past Envoy though the rules would capture them: they are older than the rules. */
 export interface OlderConnections {
@@ -84,10 +84,7 @@ export function describeOlder(older: readonly OlderConnections[], what: 'leave' 
 }
 
 /** Established connections at ports of this machine. */
-export function countConnections(
-	at: readonly {readonly family: Family; readonly port: number}[],
-	tables: readonly string[],
-): number {
+export function countConnections(at: readonly Redirect[], tables: readonly string[]): number {
 	const wanted = new Set(at.map(({family, port}) => `${family} ${port}`));
 	return tables.flatMap(parseSockets).filter(({state, local, localPort}) => {
 		const family: Family = local.includes(':') ? 'ip6' : 'ip';

@@ -16,6 +16,12 @@ export type Chain =
 	| 'nat_output'
 	| 'nat_outbound';
 
+/** Where a rule of ours redirects to. */
+export interface Redirect {
+	readonly family: Family;
+	readonly port: number;
+}
+
 /**
  * All chains in the order in which they are made: what redirects comes last, so that a loader that cannot do all in
  * one step never redirects with half of the rest missing.

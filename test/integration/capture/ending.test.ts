@@ -72,22 +72,38 @@ test.serial('ending › where one family is no longer captured, those of the oth
 		t.is(answer.error, undefined, 'over IPv4 all goes on');
 });
 
-test.serial('ending › what somebody has left who died half way is taken away by the next change', async t => {
+/** What is there when somebody has died between the end of the rules and that of the connections. */
+const held = families
+	.map(
+		family =>
+			`table ${family} onramp_ending {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n\t\ttcp dport 0 redirect to :15001\n\t\ttcp dport 0 redirect to :15006\n\t}\n}\n`,
+	)
+	.join('');
+
+test.serial('ending › what somebody began who died half way is ended by the next removal', async t => {
 	if (skippedWithout(t)) return;
 	const world = await makeWorld(t);
 	const clean = await world.dump();
-	const leave = async () => {
-		for (const family of families)
-			await world.vm.must(
-				'nft',
-				['-f', '-'],
-				`table ${family} onramp_ending {\n\tchain hold {\n\t\ttype nat hook prerouting priority -95;\n\t}\n}\n`,
-			);
-	};
-	await leave();
-	t.is((await world.capture(['apply', '--force'])).code, 0);
-	t.false((await world.dump()).includes('onramp_ending'));
-	await leave();
-	t.is((await world.capture(['remove'])).code, 0);
+	const {app, outside} = await connectThrough(t, world);
+	const died = families.map(family => `delete table ${family} onramp\n`).join('');
+	await world.vm.must('nft', ['-f', '-'], held + died);
+	t.regex((await world.capture(['remove'])).stdout, /4 connections through Envoy ended/);
+	for (const family of families) {
+		t.deepEqual(await app.awaitEnd(holds[family].out, 10_000), {error: 'ECONNRESET'}, `${family} out`);
+		t.deepEqual(await outside.awaitEnd(holds[family].in, 10_000), {error: 'ECONNRESET'}, `${family} in`);
+	}
 	t.is(await world.dump(), clean);
+});
+
+test.serial('ending › or the rules come back, and all goes on', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const {app, outside} = await connectThrough(t, world);
+	const before = await world.dump();
+	await world.vm.must('nft', ['-f', '-'], held + families.map(family => `delete table ${family} onramp\n`).join(''));
+	t.is((await world.capture(['apply'])).code, 0);
+	t.is(await world.dump(), before);
+	for (const family of families)
+		for (const answer of [await app.askAgain(holds[family].out), await outside.askAgain(holds[family].in)])
+			t.is(answer.error, undefined, family);
 });
