@@ -8,8 +8,11 @@ import {join} from 'node:path';
 import {loadRecord} from '../proxy/record.ts';
 import {fetchStatus, type StatusReport, sendCommand} from '../status/index.ts';
 
-/** Below the range the kernel takes ports from for everyone who does not care which (32768 to 60999 unless set). */
-const portRange = {from: 10_240, to: 32_767};
+/**
+ * Below the range the kernel takes ports from for everyone who does not care which (32768 to 60999 unless set), and above
+ * those of a mesh (15000 to 15099): settings that are left alone have them, and the same port twice is refused.
+ */
+const portRange = {from: 16_384, to: 32_767};
 /** Abstract sockets, held for as long as this process lives. */
 const claims: Server[] = [];
 
