@@ -185,3 +185,49 @@ export function untilAnswered(from: Vm, to: 'a' | 'b'): Promise<Echo> {
 		30_000,
 	);
 }
+
+/** What an installation may leave behind: rules, users, units, files that are not in the image, processes; a line each. */
+export async function lookAround({machine}: Pick<Vm, 'machine'>): Promise<string[]> {
+	// What dpkg, rpm, systemd and logins write of their own accord.
+	const foreign = ['/run/systemd', '/run/user', '/run/log', '/var/log', '/var/cache', '/var/lib/dpkg', '/var/lib/rpm']
+		.concat('/var/lib/systemd')
+		.map(path => `${path}/*`)
+		.concat('/var/lib/rpm', '/var/tmp/systemd-private-*', '/run/agetty.reload');
+	const script = [
+		'nft list ruleset',
+		'ip rule; ip -6 rule',
+		'cut -d: -f1 /etc/passwd /etc/group',
+		'systemctl list-units --all --plain --no-legend "onramp*" | cut -d" " -f1',
+		`find /etc /usr /var /run -xdev \\( ${foreign.map(path => `-path '${path}'`).join(' -o ')} \\) -prune -o -print | grep -v '/etc/\\(passwd\\|group\\|shadow\\|gshadow\\)-$' | sort`,
+		// Not the shell of this very script.
+		'ps -eo user:20,args | grep -E "^(onramp|[^ ]+ +/usr/(lib|bin)/onramp)" || true',
+	];
+	return (await machine.must(script.join('; echo --; '))).split('\n');
+}
+
+/** What there was at one of two looks only. */
+export function differenceOf(before: readonly string[], now: readonly string[]): {more: string[]; less: string[]} {
+	return {more: now.filter(line => !before.includes(line)), less: before.filter(line => !now.includes(line))};
+}
+
+/** 200 requests a second, half of them each way between two machines, while something happens; none may fail. */
+export async function underLoad(
+	t: ExecutionContext,
+	{a, b}: Readonly<Record<'a' | 'b', Vm>>,
+	act: () => Promise<void>,
+): Promise<void> {
+	const loads = [
+		[a, 'b'],
+		[b, 'a'],
+	] as const;
+	for (const [from, to] of loads) await from.app.send('startLoad', {url: `http://${vips[to]}/load`, everyMs: 10});
+	try {
+		await act();
+	} finally {
+		for (const [from, to] of loads) {
+			const result = await from.app.send<{sent: number; failed: number; firstFailure?: string}>('stopLoad');
+			t.is(result.failed, 0, `to ${to}: ${result.failed} of ${result.sent}, first: ${result.firstFailure}`);
+			t.log(`to ${to}: ${result.sent} requests, ${result.failed} failed`);
+		}
+	}
+}
