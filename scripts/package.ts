@@ -2,6 +2,7 @@
 // onramp-envoy, from one description, as deb and rpm, with a bill of materials and checksums. Called by scripts/package.
 //   --format deb,rpm   --package onramp,onramp-envoy   --out dist/packages   --arch x64,arm64 (default: this machine's)
 //   --maintainer 'NAME <ADDRESS>'   --homepage URL: of who publishes them
+//   --config FILE      settings to ship as /etc/onramp/onramp.yaml, other than packaging/onramp.yaml
 //   --fast             compresses little, and --version X gives another version: for tests
 import {createHash} from 'node:crypto';
 import {mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
@@ -23,6 +24,7 @@ const {values} = parseArgs({
 		fast: {type: 'boolean', default: false},
 		version: {type: 'string'},
 		arch: {type: 'string', default: process.arch},
+		config: {type: 'string', default: 'packaging/onramp.yaml'},
 		maintainer: {type: 'string'},
 		homepage: {type: 'string'},
 	},
@@ -45,7 +47,8 @@ try {
 				const folders = new Map<string, string>();
 				for (const name of [nodePackage(arch), koffiPackage(arch)])
 					folders.set(name, await ensureNpmPackage(name, say));
-				stageAgent(root, {description, arch, folderOf: name => folders.get(name)!});
+				const folderOf = (name: string): string => folders.get(name)!;
+				stageAgent(root, {description, arch, configPath: values.config, folderOf});
 			} else stageEnvoy(root, description, await ensureEnvoy(say, arch));
 			for (const format of values.format.split(',') as ('deb' | 'rpm')[])
 				console.log(await runNfpm(nfpm, {description, format, arch, root, out, isFast: values.fast}));

@@ -49,6 +49,10 @@ export async function runNfpm(
 				: undefined;
 		return {src: source, dst: path, ...(type && {type}), file_info: info};
 	});
+	const ownership = {mode: 0o755, owner: 'root', group: 'root', mtime};
+	const directories = isRpm
+		? listOwnDirectories(contents.map(({dst}) => dst)).map(dst => ({dst, type: 'dir', file_info: ownership}))
+		: [];
 	const changelogPath = join(folder, 'changelog.yaml');
 	const changes = [{note: 'Built from source; what has changed is in changelog.gz'}];
 	writeFileSync(
@@ -72,7 +76,7 @@ export async function runNfpm(
 		mtime,
 		depends: depends[format],
 		recommends: recommends[format],
-		contents,
+		contents: [...contents, ...directories],
 		scripts: Object.fromEntries(scriptPaths),
 		deb: {compression: 'none'},
 		rpm: {
@@ -97,6 +101,17 @@ export async function runNfpm(
 /** SOURCE_DATE_EPOCH, as reproducible-builds.org has it; a fixed day where it is not set. */
 export function buildSeconds(): number {
 	return Number(process.env['SOURCE_DATE_EPOCH'] ?? Date.UTC(2026, 0, 1) / 1000);
+}
+
+/**
+ * Directories that rpm has to be told of, or they are left behind: ours, and those of others which a system need not have.
+ * That of the settings is made by tmpfiles.d for a user whom rpm does not know yet.
+ */
+function listOwnDirectories(paths: readonly string[]): string[] {
+	const all = paths.flatMap(path => [...path.matchAll(/\//g)].map(({index}) => path.slice(0, index)));
+	return [...new Set(all)]
+		.filter(path => /^\/(usr\/.*\/onramp(-envoy)?(\/|$)|usr\/share\/selinux|etc\/apparmor\.d$)/.test(path))
+		.toSorted();
 }
 
 /** Absolute paths of files and links, as they will be installed. */

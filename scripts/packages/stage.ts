@@ -17,7 +17,7 @@ import type {PackageDescription} from './describe.ts';
 import {renderCompletion, renderManual} from './manual.ts';
 import {buildSeconds, release} from './nfpm.ts';
 import {dropCodeCaches} from './pack.ts';
-import {bundledPackages} from './sbom.ts';
+import {type BundledPackage, bundledPackages} from './sbom.ts';
 
 const library = '/usr/lib/onramp';
 
@@ -25,6 +25,8 @@ export interface AgentInput {
 	readonly description: PackageDescription;
 	/** Node's name of the processor. */
 	readonly arch: string;
+	/** Settings to be the machine's at first. */
+	readonly configPath: string;
 	/** Folder of an npm package of that processor. */
 	readonly folderOf: (name: string) => string;
 }
@@ -34,7 +36,7 @@ export const nodePackage = (arch: string): string => `node-linux-${arch}`;
 export const koffiPackage = (arch: string): string => `@koromix/koffi-linux-${arch}`;
 
 /** Puts the files of the agent's package under `root` as they are to be installed. */
-export function stageAgent(root: string, {description, arch, folderOf}: AgentInput): void {
+export function stageAgent(root: string, {description, arch, configPath, folderOf}: AgentInput): void {
 	const place = (path: string): string => {
 		mkdirSync(dirname(join(root, path)), {recursive: true});
 		return join(root, path);
@@ -59,7 +61,7 @@ export function stageAgent(root: string, {description, arch, folderOf}: AgentInp
 	for (const unit of readdirSync('packaging/units')) copy(`packaging/units/${unit}`, `/usr/lib/systemd/system/${unit}`);
 	copy('packaging/sysusers.conf', '/usr/lib/sysusers.d/onramp.conf');
 	copy('packaging/tmpfiles.conf', '/usr/lib/tmpfiles.d/onramp.conf');
-	copy('packaging/onramp.yaml', '/etc/onramp/onramp.yaml');
+	copy(configPath, '/etc/onramp/onramp.yaml');
 	copy('packaging/apparmor', '/etc/apparmor.d/onramp');
 	for (const name of ['onramp.cil', 'onramp_permissive.cil'])
 		copy(`packaging/selinux/${name}`, `/usr/share/selinux/packages/${name}`);
@@ -69,8 +71,8 @@ export function stageAgent(root: string, {description, arch, folderOf}: AgentInp
 	write('/usr/share/bash-completion/completions/onramp', renderCompletion());
 	write('/usr/share/doc/onramp/changelog.gz', gzip(readFileSync('CHANGELOG.md', 'utf8')));
 	write('/usr/share/doc/onramp/changelog.Debian.gz', gzip(renderDebianChangelog(description)));
-	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright 2026 the onramp authors'));
-	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(node, arch, folderOf)));
+	write('/usr/share/doc/onramp/copyright', renderCopyright('onramp', 'Copyright 2026 the onramp authors', ofAgent));
+	write('/usr/share/doc/onramp/licences.gz', gzip(renderLicences(arch, folderOf)));
 	copy('docs/registration.yaml', '/usr/share/doc/onramp/registration.yaml');
 	copy('packaging/lintian-overrides', '/usr/share/lintian/overrides/onramp');
 }
@@ -85,8 +87,10 @@ export function stageEnvoy(root: string, description: PackageDescription, envoyP
 	}
 	const documents = join(root, 'usr/share/doc/onramp-envoy');
 	mkdirSync(documents, {recursive: true});
-	const whose = 'Copyright 2016-2026 the Envoy authors, https://www.envoyproxy.io';
-	writeFileSync(join(documents, 'copyright'), renderCopyright('Envoy', whose));
+	// The second is what Envoy's own NOTICE wants to be told of.
+	const whose =
+		'Copyright 2016-2026 the Envoy authors, https://www.envoyproxy.io\nCopyright (c) 2017 Lyft Inc.  All rights reserved.';
+	writeFileSync(join(documents, 'copyright'), renderCopyright('Envoy', whose, ofEnvoy));
 	writeFileSync(join(documents, 'licence.gz'), gzip(readFileSync('LICENSE', 'utf8')));
 	writeFileSync(join(documents, 'changelog.Debian.gz'), gzip(renderDebianChangelog(description)));
 	mkdirSync(join(root, 'usr/share/lintian/overrides'), {recursive: true});
@@ -119,17 +123,25 @@ const gzip = (text: string): Buffer => {
 };
 
 /** Debian wants no text of a licence that every system has, and other systems want it: so it is in a file of its own. */
-function renderCopyright(name: string, whose: string): string {
+function renderCopyright(name: string, whose: string, more: string): string {
 	return `${name}
 
 ${whose}
 License: Apache-2.0
 
 On Debian systems the text of the Apache License 2.0 is in
-/usr/share/common-licenses/Apache-2.0. What is bundled, and all licences in
-full, are in the compressed file beside this one.
+/usr/share/common-licenses/Apache-2.0, elsewhere in the compressed file beside
+this one.
+
+${more}
 `;
 }
+
+const ofAgent = `What is bundled, and all licences in full, are in that file, too.`;
+const ofEnvoy = `Envoy is linked with libraries of others, BoringSSL, Abseil and nghttp2 among
+them. Its authors publish no file that holds the licences of all; libraries,
+versions and the names of their licences are in the directory bazel/ of the
+source of this version, https://github.com/envoyproxy/envoy`;
 
 function renderDebianChangelog({name, version, maintainer}: PackageDescription): string {
 	const date = new Date(buildSeconds() * 1000).toUTCString().replace('GMT', '+0000');
@@ -141,17 +153,25 @@ function renderDebianChangelog({name, version, maintainer}: PackageDescription):
 `;
 }
 
-/** Our licence, and in full those of all that is in the package. */
-function renderLicences(node: string, arch: string, folderOf: (name: string) => string): string {
-	const others = bundledPackages(arch).map(({name, version, licence, path: installed}) => {
-		const path = existsSync(installed) ? installed : folderOf(name);
-		const file = readdirSync(path).find(each => /^(licen[cs]e|copying)/i.test(each));
-		return `${name} ${version} (${licence})\n\n${file ? readFileSync(join(path, file), 'utf8').trim() : 'see its licence by that name'}`;
-	});
+/** Our licence, and in full those of all that is in the package; that of Node holds those of what it is built of. */
+function renderLicences(arch: string, folderOf: (name: string) => string): string {
+	const others = bundledPackages(arch).map(
+		bundled => `${bundled.name} ${bundled.version} (${bundled.licence})\n\n${readLicence(bundled, folderOf)}`,
+	);
 	const line = `\n\n${'-'.repeat(80)}\n\n`;
-	return [
-		`onramp\n\n${readFileSync('LICENSE', 'utf8').trim()}`,
-		`Node.js\n\n${readFileSync(`${node}/LICENSE`, 'utf8').trim()}`,
-		...others,
-	].join(line);
+	return [`onramp\n\n${readFileSync('LICENSE', 'utf8').trim()}`, ...others].join(line);
+}
+
+/** Parts without a text of their own → whose text is theirs, too. */
+const licenceOwners: Readonly<Record<string, string>> = {
+	'@koromix/koffi-linux-x64': 'koffi',
+	'@koromix/koffi-linux-arm64': 'koffi',
+};
+
+function readLicence({name, path: installed}: BundledPackage, folderOf: (name: string) => string): string {
+	const owner = licenceOwners[name];
+	const folder = owner ? `node_modules/${owner}` : existsSync(installed) ? installed : folderOf(name);
+	const file = readdirSync(folder).find(each => /^(licen[cs]e|copying)/i.test(each));
+	if (!file) throw new Error(`${folder} has no text of its licence: it cannot be in a package`);
+	return readFileSync(join(folder, file), 'utf8').trim();
 }

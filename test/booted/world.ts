@@ -2,7 +2,7 @@
 import {execFile} from 'node:child_process';
 import {hash} from 'node:crypto';
 import {existsSync, readdirSync, readFileSync, statSync} from 'node:fs';
-import {chmod, mkdir, mkdtemp, rename, rm} from 'node:fs/promises';
+import {chmod, mkdir, mkdtemp, rename, rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import type {ExecutionContext} from 'ava';
@@ -60,6 +60,8 @@ export interface PackagesOptions {
 	readonly version?: string;
 	readonly format?: 'deb' | 'rpm';
 	readonly names?: string;
+	/** A line more in the settings that they ship. */
+	readonly setting?: string;
 }
 
 /** Packages of what is in the tree, hardly compressed; made once, as all of these tests need them. */
@@ -67,11 +69,12 @@ export async function buildPackages({
 	version = '',
 	format = 'deb',
 	names = 'onramp,onramp-envoy',
+	setting = '',
 }: PackagesOptions = {}): Promise<Packages> {
 	await buildAgent();
 	const key = hash(
 		'sha256',
-		[...sources.map(path => digestOf(join(root, path))), version, format, names].join(),
+		[...sources.map(path => digestOf(join(root, path))), version, format, names, setting].join(),
 		'hex',
 	);
 	const cache = join(root, '.cache', 'booted');
@@ -83,9 +86,13 @@ export async function buildPackages({
 			if (Date.now() - statSync(join(cache, name)).mtimeMs > 3_600_000) await rm(join(cache, name), {recursive: true});
 		const work = await mkdtemp(join(cache, 'packages-new-'));
 		const words = ['--fast', '--format', format, '--package', names, '--out', work];
-		await run(process.execPath, ['scripts/package.ts', ...words, ...(version ? ['--version', version] : [])], {
-			cwd: root,
-		});
+		if (version) words.push('--version', version);
+		if (setting) {
+			const path = join(work, 'onramp.yaml');
+			await writeFile(path, `${readFileSync(join(root, 'packaging/onramp.yaml'), 'utf8')}${setting}\n`);
+			words.push('--config', path);
+		}
+		await run(process.execPath, ['scripts/package.ts', ...words], {cwd: root});
 		await rename(work, directory).catch(() => rm(work, {recursive: true})); // Another process was faster.
 	}
 	return {
