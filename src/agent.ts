@@ -33,7 +33,9 @@ export async function runAgent(
 	// Not read by an agent that leaves the rules to others.
 	const capturing = config.capture.isByAgent ? await import('./capture/keeper.ts') : undefined;
 	capturing?.refuseWithoutNetAdmin();
-	const isOn: Partial<Record<string, boolean>> = {dns: isDnsOn, capture: capturing !== undefined};
+	// As Envoy is one, the rules are a unit of their own, too.
+	const isByUnit = config.capture.isEnabled && !config.capture.isByAgent && config.proxy.mode === 'unit';
+	const isOn: Partial<Record<string, boolean>> = {dns: isDnsOn, capture: capturing !== undefined || isByUnit};
 	const readiness = new Readiness(gates.filter(name => isOn[name] ?? true));
 	const base = {clock, random: Math.random, metrics};
 	const logOf = (part: string) => log.child({part});
@@ -97,6 +99,8 @@ export async function runAgent(
 			startSystemdNotifier({
 				env: config.isNotifyEnabled ? process.env : {},
 				readiness,
+				// That unit waits for this one.
+				isUp: () => readiness.states().every(({name, isOpen}) => isOpen || (name === 'capture' && isByUnit)),
 				clock,
 				log: logOf('notify'),
 				statusText: () => summarize(readiness),
@@ -140,6 +144,14 @@ export async function runAgent(
 			);
 			status.add('capture', () => capture.status());
 			retryCapture = () => capture.retryNow();
+		}
+		if (isByUnit) {
+			const {startOutcomeGate} = await import('./capture/outcome-gate.ts');
+			const {stateDir} = config.capture;
+			const capture = await parts.start('capture', () =>
+				startOutcomeGate({stateDir, gate: readiness.gate('capture'), clock, log: logOf('capture')}),
+			);
+			status.add('capture', () => ({...capture.status()}));
 		}
 		await enterMesh(deps, mesh, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));

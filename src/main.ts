@@ -31,6 +31,12 @@ for (const name of ['SIGTERM', 'SIGINT'] as const) {
 	});
 }
 
+function endBySignal(name: string): void {
+	process.stderr.write(`onramp: given up: ${name}\n`);
+	process.removeAllListeners(name);
+	process.kill(process.pid, name);
+}
+
 /** What a service runs is taken straight; the parser, its help and the other commands are loaded for people. */
 async function runCommandLine(argv: readonly string[], signal: AbortSignal): Promise<number> {
 	const [command, ...words] = argv;
@@ -51,6 +57,8 @@ async function runCommandLine(argv: readonly string[], signal: AbortSignal): Pro
 runCommandLine(process.argv.slice(2), shutdown.signal).then(
 	code => process.exit(code),
 	(error: unknown) => {
+		// Given up as asked; whoever asked is told so by the signal, as by any program.
+		if (shutdown.signal.aborted && error === shutdown.signal.reason) return endBySignal(reasonOf(error));
 		report(error);
 		process.exit(exitCodeOf(error));
 	},

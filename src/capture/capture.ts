@@ -14,6 +14,7 @@ import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
 import {describeOlder, findOlder, readSockets} from './older.ts';
+import {type Ending as Outcome, readOutcome, writeOutcome} from './outcome.ts';
 import {refusePeers, removePeers} from './peers.ts';
 import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
@@ -154,6 +155,7 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		if (problems.length === 0) {
 			// Its maker may have died before it could write that down.
 			if ((await readJson<Plan>(places.applied))?.digest !== plan.digest) await writeJson(places.applied, plan);
+			await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
 			await rm(places.bypassed, {force: true});
 			return {...done, isChanged: false, isOnTrial: false, notes: plan.notes};
 		}
@@ -171,6 +173,7 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		if (isTakeOver) await removePeers(run, kernel);
 		if (trial) await writeJson(places.loaded, {});
 		await writeJson(places.applied, plan);
+		await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
 		await rm(places.bypassed, {force: true});
 		const unheard = listeners
 			.filter(({isAnswering}) => !isAnswering)
@@ -191,6 +194,34 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		// This kernel cannot do what most can. Nothing was changed; what it can do is asked of it now.
 		return change(await compareCapture(deps, kernel, false));
 	}
+}
+
+const rulesAreIn = ({name}: Pick<Backend, 'name'>, {rules, digest}: Plan): Outcome => ({
+	state: 'in',
+	backend: name,
+	rules: rules.length,
+	plan: digest,
+});
+
+const removed = (reason: string): Outcome => ({state: 'removed', reason});
+
+/** Tells the agent why there are no rules. Who fails to change those that are in leaves them, and what was said of them, alone. */
+export async function noteFailure({stateDir}: Pick<CaptureConfig, 'stateDir'>, error: unknown): Promise<void> {
+	const hint = error instanceof AgentError ? error.hint : undefined;
+	try {
+		if (!(await exists(placesIn(stateDir).applied)))
+			await writeOutcome(stateDir, {state: 'failed', reason: reasonOf(error), hint});
+	} catch {
+		// Who may not write there has changed nothing either.
+	}
+}
+
+/** What a unit's failure is told as: by whoever failed, or else by systemd, as after a kill. */
+export async function failureOfUnit({stateDir}: Pick<CaptureConfig, 'stateDir'>, result: string): Promise<Outcome> {
+	const told = await readOutcome(stateDir);
+	if (told?.state === 'failed') return told;
+	const hint = 'journalctl -u onramp-capture -n 20; once it is mended: systemctl restart onramp-capture';
+	return {state: 'failed', reason: `onramp-capture.service could not put the rules in (${result})`, hint};
 }
 
 export const proxyPortsOf = ({inboundPort, outboundPort}: CaptureConfig): readonly number[] => [
@@ -240,11 +271,13 @@ export async function undoCapture(
 				if (!live && backend !== backends.at(-1)) continue;
 				await loadPlan(deps, {backend, plan: previous, kernel}, [live]);
 				await writeJson(placesIn(stateDir).applied, previous);
+				await writeOutcome(stateDir, rulesAreIn(backend, previous));
 				return;
 			}
 		}
 		await removeAll(deps.run, kernel);
 		await rm(placesIn(stateDir).applied, {force: true});
+		await writeOutcome(stateDir, removed('the change of rules was undone'));
 	});
 }
 
@@ -300,20 +333,27 @@ export interface Removed extends Ended {
 /**
  * Takes away all that bears our mark, whatever today's settings say. Safe to repeat.
  * @param isComplete - also under the policy `block`, which otherwise leaves rules that refuse
+ * @param because - how it is told to the agent, if not as a decision of somebody
  */
-export async function removeCapture(deps: CaptureDeps, {isComplete = false} = {}): Promise<Removed> {
+export async function removeCapture(
+	deps: CaptureDeps,
+	{isComplete = false, because}: {readonly isComplete?: boolean; readonly because?: Outcome | undefined} = {},
+): Promise<Removed> {
 	return lockedIfOwn(deps, async kernel => {
 		const {pending, applied, bypassed} = placesIn(deps.config.stateDir);
 		if (deps.config.onAgentDown === 'block' && !isComplete) {
 			const prepared = await prepareCapture(deps, planBlock, deps.config.backend, kernel);
 			const {live} = await readAll(deps.run, kernel);
 			const ended = await loadPlan(deps, prepared, live);
+			await writeOutcome(deps.config.stateDir, because ?? removed('what ought to be captured is refused'));
 			return {backends: [prepared.backend.name], isBlocking: true, ...ended};
 		}
 		// Whoever takes the rules away by hand has decided; neither a guardian nor a watch must bring them back, and not
 		// either when this process dies half way.
 		for (const path of [pending, applied, bypassed]) await rm(path, {force: true});
-		return {...(await removeAll(deps.run, kernel)), isBlocking: false};
+		const gone = await removeAll(deps.run, kernel);
+		await writeOutcome(deps.config.stateDir, because ?? removed('the rules were taken away'));
+		return {...gone, isBlocking: false};
 	});
 }
 
@@ -326,6 +366,7 @@ export async function withdrawCapture({config, run, clock}: CaptureDeps): Promis
 		await writeJson(bypassed, {since: clock.now().toISOString()});
 		await removeAll(run, new Kernel(run).ask());
 		await rm(applied, {force: true});
+		await writeOutcome(config.stateDir, removed('traffic goes past Envoy, which does not answer'));
 	});
 }
 

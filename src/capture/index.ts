@@ -3,6 +3,8 @@ export {
 	type Applied,
 	applyCapture,
 	type CaptureDeps,
+	failureOfUnit,
+	noteFailure,
 	prepareCapture,
 	proxyPortsOf,
 	type Removed,

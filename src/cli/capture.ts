@@ -5,9 +5,11 @@ import {
 	confirmPending,
 	describeEnded,
 	describeOlder,
+	failureOfUnit,
 	findOlder,
 	guardChange,
 	Kernel,
+	noteFailure,
 	type Pending,
 	performStep,
 	placesIn,
@@ -139,47 +141,75 @@ const apply: Command = {
 			return 0;
 		}
 		refuseIfDisabled(deps);
-		const [option, limit] = trial === undefined ? (['confirm', confirm] as const) : (['trial', trial] as const);
-		const confirmMs = limit === undefined ? undefined : parseConfirm(option, String(limit));
-		const {
-			backend,
-			plan: planned,
-			isChanged,
-			isOnTrial,
-			notes,
-		} = await applyCapture(deps, signal, {
-			isForced: force === true,
-			isTakeOver: takeOver === true,
-			...(confirmMs === undefined
-				? {}
-				: {
-						confirm: {
-							confirmMs,
-							command: [process.execPath, ...process.execArgv, process.argv[1]!],
-							isOnlyNew: trial !== undefined,
-							probes: probesFor(config.capture, {
-								controlPlane: config.controlPlane.endpoints,
-								address: config.workload.addresses[0]!,
-							}),
-						},
-					}),
-		});
-		for (const note of notes) say(`note: ${note}`);
-		say(
-			`capture: ${isChanged ? 'applied' : 'unchanged'}, ${planned.rules.length} rules with ${backend}, plan ${planned.digest}`,
-		);
-		if (!isOnTrial) return 0;
-		const isConfirmedHere = trial !== undefined || confirmBy === 'probes';
-		const undone = await awaitTrial(deps, signal, isConfirmedHere);
-		if (undone) throw rolledBack(undone);
-		say(
-			isConfirmedHere
-				? 'capture: confirmed, all that worked before works'
-				: `capture: all that worked before works; undone in ${String(confirm)} unless you say: onramp capture confirm`,
-		);
-		return 0;
+		try {
+			return await applyAsAsked(deps, config, signal, {
+				isForced: force === true,
+				isTakeOver: takeOver === true,
+				option: trial === undefined ? 'confirm' : 'trial',
+				limit: trial ?? confirm,
+				isByProbes: confirmBy === 'probes',
+			});
+		} catch (error) {
+			await noteFailure(config.capture, error);
+			throw error;
+		}
 	},
 };
+
+interface Asked {
+	readonly isForced: boolean;
+	readonly isTakeOver: boolean;
+	readonly option: 'confirm' | 'trial';
+	/** Of the trial; undefined = there is none. */
+	readonly limit: unknown;
+	readonly isByProbes: boolean;
+}
+
+async function applyAsAsked(
+	deps: CaptureDeps,
+	config: Config,
+	signal: AbortSignal,
+	{isForced, isTakeOver, option, limit, isByProbes}: Asked,
+): Promise<number> {
+	const confirmMs = limit === undefined ? undefined : parseConfirm(option, String(limit));
+	const {
+		backend,
+		plan: planned,
+		isChanged,
+		isOnTrial,
+		notes,
+	} = await applyCapture(deps, signal, {
+		isForced,
+		isTakeOver,
+		...(confirmMs === undefined
+			? {}
+			: {
+					confirm: {
+						confirmMs,
+						command: [process.execPath, ...process.execArgv, process.argv[1]!],
+						isOnlyNew: option === 'trial',
+						probes: probesFor(config.capture, {
+							controlPlane: config.controlPlane.endpoints,
+							address: config.workload.addresses[0]!,
+						}),
+					},
+				}),
+	});
+	for (const note of notes) say(`note: ${note}`);
+	say(
+		`capture: ${isChanged ? 'applied' : 'unchanged'}, ${planned.rules.length} rules with ${backend}, plan ${planned.digest}`,
+	);
+	if (!isOnTrial) return 0;
+	const isConfirmedHere = option === 'trial' || isByProbes;
+	const undone = await awaitTrial(deps, signal, isConfirmedHere);
+	if (undone) throw rolledBack(undone);
+	say(
+		isConfirmedHere
+			? 'capture: confirmed, all that worked before works'
+			: `capture: all that worked before works; undone in ${String(limit)} unless you say: onramp capture confirm`,
+	);
+	return 0;
+}
 
 function parseConfirm(option: string, text: string): number {
 	const [, number, unit = 's'] = /^(\d{1,4})(ms|s|m)?$/.exec(text) ?? [];
@@ -295,7 +325,10 @@ const remove: Command = {
 	run: async ({all, ...flags}) => {
 		const kernel = new Kernel(runProgram).ask();
 		const deps: CaptureDeps = {...(await depsFrom(flags)), kernel};
-		const removed = await removeCapture(deps, {isComplete: all === true});
+		// Of the unit that this is run for after its end.
+		const result = process.env['SERVICE_RESULT'];
+		const because = result === undefined || result === 'success' ? undefined : await failureOfUnit(deps.config, result);
+		const removed = await removeCapture(deps, {isComplete: all === true, because});
 		const {backends, isBlocking} = removed;
 		say(
 			isBlocking

@@ -20,6 +20,8 @@ export interface NotifierDeps {
 	/** NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID are read. */
 	readonly env: Readonly<Record<string, string | undefined>>;
 	readonly readiness: Readiness;
+	/** What READY stands for, if not for all gates. */
+	readonly isUp?: () => boolean;
 	readonly clock: Clock;
 	readonly log: Logger;
 	readonly statusText: () => string;
@@ -40,7 +42,7 @@ const extendEveryMs = 15_000;
 const extendUsec = 4 * extendEveryMs * 1000;
 
 /**
- * Tells systemd READY when all gates are open for the first time, STATUS as it changes, WATCHDOG while alive,
+ * Tells systemd READY when the agent is up (all gates are open) for the first time, STATUS as it changes, WATCHDOG while alive,
  * STOPPING at the end, and asks for more time while starting: an agent that waits for a token has not failed.
  * Without NOTIFY_SOCKET it does nothing.
  */
@@ -85,7 +87,8 @@ class SystemdNotifier implements Notifier {
 	}
 
 	#onChange(): void {
-		if (this.#phase === 'starting' && this.#deps.readiness.isReady) {
+		const {isUp, readiness} = this.#deps;
+		if (this.#phase === 'starting' && (isUp?.() ?? readiness.isReady)) {
 			this.#phase = 'ready';
 			this.#lastStatus = this.#deps.statusText();
 			this.#notify({isReady: true, status: this.#lastStatus});

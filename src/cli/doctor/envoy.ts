@@ -1,5 +1,5 @@
-import {execFile} from 'node:child_process';
 import {AgentError} from '../../errors.ts';
+import {askVersion} from '../../proxy/ask-version.ts';
 import {checkBinary, checkVersion} from '../../proxy/binary.ts';
 import {type Finding, fail, ok, skip, withConfig} from './types.ts';
 
@@ -19,12 +19,3 @@ export const envoy = withConfig('Envoy', async ({proxy}): Promise<readonly Findi
 		return [fail(error.message, error.hint ?? 'install Envoy again')];
 	}
 });
-
-/** Out of `envoy  version: HASH/1.40.0/Clean/RELEASE/BoringSSL`. */
-function askVersion(path: string): Promise<string | undefined> {
-	return new Promise(resolve => {
-		execFile(path, ['--version'], {timeout: 20_000}, (_error, stdout) => {
-			resolve(/version: [^/\s]*\/(\d+\.\d+\.\d+)/.exec(stdout)?.[1]);
-		});
-	});
-}

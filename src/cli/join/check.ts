@@ -2,6 +2,8 @@ import {existsSync} from 'node:fs';
 import {join} from 'node:path';
 import {checkBundleFiles, checkConfig, diskReader, type LoadedConfig, type Problem} from '../../config/index.ts';
 import {AgentError} from '../../errors.ts';
+import {askVersion} from '../../proxy/ask-version.ts';
+import {checkBinary, checkVersion} from '../../proxy/binary.ts';
 import type {Flags} from '../index.ts';
 import {loadFrom} from '../load.ts';
 import {examineToken} from './token.ts';
@@ -28,7 +30,9 @@ export async function checkBundle(
 		({place}) => place !== tokenPath || !loaded,
 	);
 	const ofToken = loaded ? checkToken(loaded, tokenPath, isKnown) : [];
-	const further = [...ofFiles, ...ofToken];
+	// Only of one that could be started at all; what else is wrong with it is told above.
+	const isEnvoyFine = loaded !== undefined && ofFiles.every(({place}) => place !== loaded.config.proxy.binaryPath);
+	const further = [...ofFiles, ...ofToken, ...(isEnvoyFine ? await checkEnvoyVersion(loaded) : [])];
 	const fatal = further.filter(({severity}) => severity === 'error');
 	if (failure && fatal.length === 0) throw failure;
 	if (fatal.length > 0) {
@@ -51,6 +55,24 @@ async function tryLoad(
 	} catch (error) {
 		if (!(error instanceof AgentError) || error.code !== 'config.invalid') throw error;
 		return {failure: error, problems: (error.fields['problems'] ?? []) as readonly Problem[]};
+	}
+}
+
+/** An agent would find out when Envoy has failed to start, with the bundle in place already. */
+async function checkEnvoyVersion({config: {proxy}}: LoadedConfig): Promise<Problem[]> {
+	if (proxy.mode === 'off' || proxy.mode === 'external') return [];
+	const {binaryPath: place} = proxy;
+	const remedy = 'install Envoy there, or give the path of another with --envoy';
+	try {
+		checkBinary(place);
+		const version = await askVersion(place);
+		if (version !== undefined) checkVersion(place, version);
+		return version === undefined
+			? [{severity: 'error', place, message: 'says nothing of Envoy when asked for its version', remedy}]
+			: [];
+	} catch (error) {
+		if (!(error instanceof AgentError)) throw error;
+		return [{severity: 'error', place, message: error.message, remedy: error.hint ?? remedy}];
 	}
 }
 

@@ -53,7 +53,7 @@ export const systemd: ServiceManager = {
 		if ((await show('LoadState', captureService)) !== 'loaded') return undefined;
 		const deadlineMs = performance.now() + waitMs;
 		for (;;) {
-			const state = await show('ActiveState', captureService);
+			const state = await stateOfCapture();
 			if (state === 'active' || state === 'failed') return state;
 			if (performance.now() > deadlineMs) return 'activating';
 			await new Promise(resolve => setTimeout(resolve, 100));
@@ -61,9 +61,18 @@ export const systemd: ServiceManager = {
 	},
 	failure: async () => {
 		const failed = (await systemctl('is-failed', 'onramp-agent.service', service)).stdout.split('\n');
-		return failed.includes('failed') ? 'the service has failed' : undefined;
+		if (failed.includes('failed')) return 'the service has failed';
+		return (await stateOfCapture()) === 'failed' ? 'the rules of traffic capture could not be put in' : undefined;
 	},
 };
+
+/** It may have failed before, and be about to be started once more. */
+async function stateOfCapture(): Promise<string | undefined> {
+	const {code, stdout} = await systemctl('show', '--property=ActiveState', '--property=Job', captureService);
+	if (code !== 0) return undefined;
+	const state = /^ActiveState=(.*)$/m.exec(stdout)?.[1];
+	return /^Job=[1-9]/m.test(stdout) ? 'activating' : state;
+}
 
 /** A property of a unit; undefined where there is no systemd, or none that runs. */
 export async function show(property: string, unit = service): Promise<string | undefined> {

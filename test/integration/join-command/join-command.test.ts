@@ -106,6 +106,28 @@ test('join › with another bundle, an agent that runs by hand is in the way, an
 	t.regex(status, /changed since the agent was started, and not in use: \S+cluster\.env$/m);
 });
 
+test('join › an Envoy that is too old, or none, is refused before anything is changed', async t => {
+	const {world} = t.context;
+	const bundle = await world.bundle();
+	const workload = await world.workload({bundle, command: 'join'});
+	const envoys = {
+		old: '#!/bin/sh\necho "envoy  version: abc/1.20.1/Clean/RELEASE/BoringSSL"\n',
+		other: '#!/bin/sh\necho "something else 1.40.0"\n',
+	};
+	const says = {old: /version 1\.20\.1[\s\S]*install Envoy 1\.36 or later/, other: /says nothing of Envoy/};
+	for (const name of ['old', 'other'] as const) {
+		const path = join(world.directory, `envoy-${name}`);
+		await writeFile(path, envoys[name], {mode: 0o755});
+		const given = [bundle, '--install-to', target(workload), '--envoy', path];
+		const places = ['--config', join(workload.options.directory, 'onramp.yaml'), '--run-dir', workload.runDir];
+		const {code, stderr} = await world.cli(['join', ...given, ...places, '--state-dir', workload.stateDir]);
+		t.is(code, 78);
+		t.regex(stderr, says[name]);
+		t.regex(stderr, /nothing was changed/);
+		t.false(existsSync(target(workload)));
+	}
+});
+
 test('join › a locked-out agent is brought a token without a restart, and the command waits until it is ready', async t => {
 	const {world} = t.context;
 	const bundle = await world.bundle();

@@ -74,6 +74,20 @@ test('systemd › hears READY once, when all gates are open for the first time',
 	t.is(sent.filter(({isReady}) => isReady).length, 1);
 });
 
+test('systemd › hears READY when the agent is up, though what waits for it is missing', async t => {
+	const {clock, deps, readiness, sent} = makeBench();
+	let isUp = false;
+	const notifier = startSystemdNotifier({...deps, isUp: () => isUp});
+	t.teardown(() => notifier.stop());
+	readiness.gate('identity').close('one');
+	await clock.advance(0);
+	t.false(sent.some(({isReady}) => isReady));
+	isUp = true;
+	readiness.gate('identity').close('another');
+	await clock.advance(0);
+	t.is(sent.filter(({isReady}) => isReady).length, 1);
+});
+
 test('systemd › hears READY at once when the gates are open already', async t => {
 	const {clock, deps, readiness, sent} = makeBench();
 	readiness.gate('identity').open();

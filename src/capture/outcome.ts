@@ -1,0 +1,38 @@
+// Loaded by the agent, too, so nothing here makes rules.
+import {readFile} from 'node:fs/promises';
+import {systemCode} from '../errors.ts';
+import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
+
+/**
+ * How the last change of rules ended, for the agent, which has no right to look at them itself. Every user may read it.
+ * - `in`: the rules are in the kernel
+ * - `failed`: there are none, as they could not be put in, or were undone
+ * - `removed`: somebody, or `capture.on-agent-down`, has taken them away
+ */
+export type Outcome = Ending & {
+	/** ISO 8601. */
+	readonly at: string;
+};
+
+export type Ending =
+	| {readonly state: 'in'; readonly backend: string; readonly rules: number; readonly plan: string}
+	| {readonly state: 'failed'; readonly reason: string; readonly hint: string | undefined}
+	| {readonly state: 'removed'; readonly reason: string};
+
+export const outcomePath = (stateDir: string): string => `${stateDir}/outcome.json`;
+
+/** Not kept over a power cut, which no rules outlive either. */
+export async function writeOutcome(stateDir: string, ending: Ending): Promise<void> {
+	const outcome = {...ending, at: new Date().toISOString()};
+	await writeFileAtomic(outcomePath(stateDir), `${JSON.stringify(outcome)}\n`, 0o644, undefined, false);
+}
+
+/** undefined = nothing was ever changed here. */
+export async function readOutcome(stateDir: string): Promise<Outcome | undefined> {
+	try {
+		return JSON.parse(await readFile(outcomePath(stateDir), 'utf8')) as Outcome;
+	} catch (error) {
+		if (systemCode(error) === 'ENOENT') return undefined;
+		throw error;
+	}
+}

@@ -1,0 +1,49 @@
+import {readFile, stat} from 'node:fs/promises';
+import {join} from 'node:path';
+import test from 'ava';
+import {makeWorld, skippedWithout} from '../../support/netns.ts';
+
+test.serial('capture › how a change of rules ended is told to who may not look at them', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const stateDir = join(world.directory, 'told');
+	const path = join(stateDir, 'outcome.json');
+	const run = (command: string, ...flags: readonly string[]) =>
+		world.capture([command, ...flags, '--capture-state-dir', stateDir]);
+	const outcome = async () => JSON.parse(await readFile(path, 'utf8'));
+	const unknownUser = ['--force', '--capture-users', 'nobody-of-that-name'] as const;
+
+	t.is((await run('apply', ...unknownUser)).code, 78);
+	t.like(await outcome(), {state: 'failed'});
+	t.regex((await outcome()).reason, /there is no user "nobody-of-that-name"/);
+	t.is((await stat(path)).mode & 0o777, 0o644, 'for every user');
+
+	const {code, stdout, stderr} = await run('apply', '--force');
+	t.is(code, 0, stderr);
+	const [, rules, plan] = /, (\d+) rules with nft, plan (\w+)/.exec(stdout)!;
+	t.like(await outcome(), {state: 'in', backend: 'nft', rules: Number(rules), plan});
+	t.is((await run('apply', ...unknownUser)).code, 78);
+	t.like(await outcome(), {state: 'in'}, 'who fails to change rules that are in leaves them there');
+
+	t.is((await run('remove')).code, 0);
+	t.like(await outcome(), {state: 'removed', reason: 'the rules were taken away'});
+});
+
+test.serial('capture › a unit whose rules went in and that has failed all the same says so', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const stateDir = join(world.directory, 'told');
+	const outcome = async () => JSON.parse(await readFile(join(stateDir, 'outcome.json'), 'utf8'));
+	const places = ['--capture-state-dir', stateDir] as const;
+	t.is((await world.capture(['apply', '--force', ...places])).code, 0);
+	const clean = (result: string) =>
+		world.vm.run('env', [`SERVICE_RESULT=${result}`, ...world.captureCommand(['remove', ...places])]);
+	// By systemd, after the end of the unit.
+	t.is((await clean('signal')).code, 0);
+	t.like(await outcome(), {state: 'failed'});
+	t.regex((await outcome()).reason, /\(signal\)/);
+	t.is((await clean('timeout')).code, 0);
+	t.regex((await outcome()).reason, /\(signal\)/, 'the first reason is the one that counts');
+	t.is((await clean('success')).code, 0);
+	t.like(await outcome(), {state: 'removed'});
+});
