@@ -10,8 +10,24 @@ export interface Row {
 
 export const rows: Row[] = [];
 
+const interruption = new AbortController();
+/** Aborted by Ctrl-C and its like: no step begins any more, and nothing more is waited for. */
+export const interrupted = interruption.signal;
+export const interrupt = (): void => interruption.abort(new Error('interrupted'));
+
+/** What comes of it, or the interruption, whichever is first. */
+export function orInterrupted<T>(result: Promise<T>): Promise<T> {
+	return new Promise((resolve, reject) => {
+		const onAbort = () => reject(interrupted.reason);
+		if (interrupted.aborted) onAbort();
+		interrupted.addEventListener('abort', onAbort, {once: true});
+		result.then(resolve, reject).finally(() => interrupted.removeEventListener('abort', onAbort));
+	});
+}
+
 /** Runs one step, prints it as it ends, and notes it for the table. */
 export async function step<T>(name: string, act: () => Promise<{result: string; value: T}>): Promise<T> {
+	interrupted.throwIfAborted();
 	const fromMs = performance.now();
 	try {
 		const {result, value} = await act();
@@ -39,6 +55,7 @@ export async function retry<T>(act: () => Promise<T>, deadlineMs: number): Promi
 		try {
 			return await act();
 		} catch (error) {
+			interrupted.throwIfAborted();
 			if (performance.now() > deadline) throw error;
 			await new Promise(resolve => setTimeout(resolve, 50));
 		}

@@ -8,7 +8,7 @@ import {type Echo, type EchoApp, startEchoApp} from '../src/sandbox/echo-app.ts'
 import {type Sandbox, startSandbox} from '../src/sandbox/index.ts';
 import {freePorts, LocalWorkload} from '../src/sandbox/local-workload.ts';
 import {showCapture} from './demo-capture.ts';
-import {check, note, printTable, retry, rows, step} from './demo-steps.ts';
+import {check, interrupt, note, orInterrupted, printTable, retry, rows, step} from './demo-steps.ts';
 import {ensureEnvoy} from './fetch-envoy.ts';
 import {whyNoMachines} from './machines.ts';
 
@@ -127,7 +127,7 @@ async function join_(
 			await workload.destroy();
 		});
 		workload.start();
-		const report = await workload.untilReady();
+		const report = await orInterrupted(workload.untilReady());
 		const identity = report.parts['identity'] as {spiffeId: string};
 		return {
 			value: {app, workload, host: `echo-${name}`, id: identity.spiffeId},
@@ -206,7 +206,7 @@ async function rotateUnderLoad(side: Side, port: number): Promise<void> {
 			);
 		}, 10);
 		for (let i = 0; i < 3; i++) {
-			await new Promise(resolve => setTimeout(resolve, 1000));
+			await orInterrupted(new Promise(resolve => setTimeout(resolve, 1000)));
 			await side.workload.command('rotate');
 			serials.add(((await side.workload.status()).parts['identity'] as {serial: string}).serial);
 		}
@@ -244,26 +244,18 @@ The mesh stays up until Ctrl-C. Look at it:
                      ${cluster.workload.logPath}
   control plane      ${sandbox.address}
 `);
-	await new Promise<void>(resolve => {
-		process.once('SIGINT', resolve);
-		process.once('SIGTERM', resolve);
-	});
+	await orInterrupted(new Promise(() => {})).catch(() => {});
 	console.log('\nstopping');
 }
 
-// Ctrl-C before the end of the steps must not leave processes behind.
-let isInterrupted = false;
-const interrupt = () => {
-	isInterrupted = true;
-	void finish();
-};
-if (isOnce) for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, interrupt);
+// For as long as it runs: whatever it has started by then is ended, and once is enough.
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, interrupt);
 
 async function finish(): Promise<void> {
 	for (const cleanUp of cleanUps.splice(0).reverse())
 		await cleanUp().catch(error => console.error(`clean-up: ${String(error)}`));
-	const failed = rows.filter(({isGood}) => !isGood).length + (isInterrupted ? 1 : 0);
-	console.log(`demo: ${rows.length - rows.filter(({isGood}) => !isGood).length} passed, ${failed} failed`);
+	const failed = rows.filter(({isGood}) => !isGood).length;
+	console.log(`demo: ${rows.length - failed} passed, ${failed} failed`);
 	process.exit(failed === 0 ? 0 : 1);
 }
 

@@ -171,6 +171,8 @@ export class Machines {
 			[
 				...['setpriv', '--reuid', agentUid, '--regid', agentUid, '--clear-groups'],
 				...['--inh-caps', '+net_admin', '--ambient-caps', '+net_admin', '--bounding-set', '-all,+net_admin'],
+				// That of root may be root's alone.
+				...['env', `TMPDIR=${directory}`],
 				...[process.execPath, 'dist/onramp.cjs', 'join', bundle, '--install-to', join(directory, 'bundle')],
 				...this.#flags(machine),
 			],
