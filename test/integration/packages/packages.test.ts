@@ -1,29 +1,26 @@
 import {execFile} from 'node:child_process';
 import {createHash} from 'node:crypto';
-import {cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync} from 'node:fs';
-import {mkdtemp, rm} from 'node:fs/promises';
-import {tmpdir} from 'node:os';
+import {
+	closeSync,
+	copyFileSync,
+	cpSync,
+	existsSync,
+	mkdirSync,
+	openSync,
+	readdirSync,
+	readFileSync,
+	readSync,
+	statSync,
+	symlinkSync,
+	writeFileSync,
+} from 'node:fs';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {buildAgent} from '../../support/agent.ts';
+import {debIn, has, listDeb, makeDirectory, makePackages, root} from './build.ts';
 
 const run = promisify(execFile);
-const root = join(import.meta.dirname, '../../..');
-
-async function makeDirectory(t: ExecutionContext): Promise<string> {
-	const directory = await mkdtemp(join(tmpdir(), 'onramp-packages-'));
-	t.teardown(() => rm(directory, {recursive: true, force: true}));
-	return directory;
-}
-
-async function makePackages(t: ExecutionContext, ...words: string[]): Promise<string> {
-	await buildAgent();
-	const out = await makeDirectory(t);
-	await run(process.execPath, ['scripts/package.ts', '--fast', '--out', out, ...words], {cwd: root});
-	return out;
-}
-
 const digests = (directory: string): Record<string, string> =>
 	Object.fromEntries(
 		readdirSync(directory, {withFileTypes: true})
@@ -35,15 +32,6 @@ const digests = (directory: string): Record<string, string> =>
 					.digest('hex'),
 			]),
 	);
-
-/** Whether all of these programs are there; otherwise the test says what it was skipped for. */
-function has(t: ExecutionContext, ...programs: string[]): boolean {
-	const missing = programs.filter(name => !['/usr/bin', '/usr/sbin'].some(folder => existsSync(join(folder, name))));
-	if (missing.length === 0) return true;
-	t.log(`skipped: needs ${missing.join(', ')}`);
-	t.pass();
-	return false;
-}
 
 /** Exit code and all that was said, of a program that ends with another code than 0 when it finds something. */
 async function ask(file: string, ...args: string[]): Promise<string> {
@@ -82,7 +70,8 @@ test.serial('packages › built twice of one commit they are the same, byte for 
 		['UTC', '0077', '/nonexistent'],
 	] as const) {
 		const directory = await checkOut(t);
-		const words = `umask ${umask} && node scripts/build.ts && node scripts/package.ts --fast --package onramp`;
+		const make = 'node scripts/package.ts --fast --package';
+		const words = `umask ${umask} && node scripts/build.ts && ${make} onramp && ${make} onramp-envoy --format deb`;
 		const PATH = `${join(directory, 'node_modules/.bin')}:${process.env['PATH']}`;
 		await run('sh', ['-c', words], {cwd: directory, env: {...process.env, PATH, TZ, HOME}});
 		const out = join(directory, 'dist/packages');
@@ -93,7 +82,33 @@ test.serial('packages › built twice of one commit they are the same, byte for 
 		results.push({...known, pack: digests(join(directory, 'dist'))['onramp.pack']!});
 	}
 	t.deepEqual(results[0], results[1]!);
-	t.is(Object.keys(results[0]!).length, 5, 'deb, rpm, bill of materials, sums, and the code itself');
+	t.is(Object.keys(results[0]!).length, 6, 'debs, rpm, bill of materials, sums, and the code itself');
+});
+
+test.serial('packages › they are compressed to the same bytes whatever the number of processors', async t => {
+	if (!has(t, 'dpkg-deb', 'taskset', 'xz')) return;
+	const directory = await makeDirectory(t);
+	mkdirSync(join(directory, 'tree/DEBIAN'), {recursive: true});
+	const control = 'Package: sample\nVersion: 1\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: sample\n';
+	writeFileSync(join(directory, 'tree/DEBIAN/control'), control);
+	// More than one of the blocks, of 24 MiB, into which xz cuts its input.
+	const part = Buffer.alloc(28 << 20);
+	const node = openSync(process.execPath, 'r');
+	for (const at of [0, 24 << 20]) readSync(node, part, at, 3 << 20, at);
+	closeSync(node);
+	writeFileSync(join(directory, 'tree/part'), part);
+	await run('dpkg-deb', ['-Znone', '--build', join(directory, 'tree'), join(directory, 'one.deb')]);
+	copyFileSync(join(directory, 'one.deb'), join(directory, 'all.deb'));
+	const {stdout: content} = await run('dpkg-deb', ['-c', join(directory, 'one.deb')]);
+	const script = `import('./scripts/packages/compress-deb.ts').then(it => it.compressDeb(process.argv[1]))`;
+	const compress = (name: string) => [process.execPath, '-e', script, join(directory, name)];
+	await run('taskset', ['-c', '0', ...compress('one.deb')], {cwd: root});
+	const [file, ...args] = compress('all.deb');
+	await run(file!, args, {cwd: root});
+	const {'one.deb': one, 'all.deb': all} = digests(directory);
+	t.is(one, all!);
+	t.is((await run('dpkg-deb', ['-c', join(directory, 'all.deb')])).stdout, content);
+	t.true(statSync(join(directory, 'all.deb')).size < part.length / 2);
 });
 
 test.serial('packages › V8 takes the code that was compiled for it, so a start compiles nothing', async t => {
@@ -113,56 +128,6 @@ test.serial('packages › V8 takes the code that was compiled for it, so a start
 	const {stdout} = await run(process.execPath, ['-e', script]);
 	t.regex(stdout, /parts [1-9]/);
 });
-
-test.serial(
-	'packages › the agent brings its Node, and nothing that others could write or that was left by the build',
-	async t => {
-		if (!has(t, 'dpkg-deb')) return;
-		const out = await makePackages(t, '--package', 'onramp', '--format', 'deb');
-		const deb = join(out, readdirSync(out).find(name => name.endsWith('.deb'))!);
-		const names = await listDeb(t, deb);
-		for (const wanted of [
-			'/usr/bin/onramp',
-			'/usr/lib/onramp/node',
-			'/usr/lib/onramp/onramp.pack',
-			'/etc/onramp/onramp.yaml',
-			'/usr/share/selinux/packages/onramp.cil',
-			'/usr/share/selinux/packages/onramp_permissive.cil',
-			'/usr/share/man/man1/onramp.1.gz',
-			'/usr/share/bash-completion/completions/onramp',
-			'/usr/share/doc/onramp/copyright',
-			...readdirSync(join(root, 'packaging/units')).map(unit => `/usr/lib/systemd/system/${unit}`),
-		])
-			t.true(names.includes(wanted), wanted);
-		t.deepEqual(
-			names.filter(name => /\.(ts|map|md)$|\/test\//.test(name)),
-			[],
-		);
-		const {stdout: control} = await run('dpkg-deb', ['-I', deb]);
-		t.regex(control, /Depends: libc6/);
-
-		const unpacked = join(out, 'unpacked');
-		await run('dpkg-deb', ['-x', deb, unpacked]);
-		// Where the link and the first line of the program lead once it is installed.
-		const {stdout} = await run(join(unpacked, 'usr/lib/onramp/node'), [
-			join(unpacked, 'usr/lib/onramp/onramp.cjs'),
-			'version',
-		]);
-		t.regex(stdout, /^onramp 0\.1\.0 \(node v24/);
-		t.regex(readFileSync(join(unpacked, 'usr/lib/onramp/onramp.cjs'), 'latin1'), /^#!\/usr\/lib\/onramp\/node\n/);
-		const koffi = "require('/x/koffi').load('libc.so.6').func('int getpid()')() === process.pid || process.exit(1)";
-		await run(join(unpacked, 'usr/lib/onramp/node'), [
-			'-e',
-			koffi.replace('/x', join(unpacked, 'usr/lib/onramp/node_modules')),
-		]);
-		const {stdout: help} = await run('bash', [
-			'-c',
-			`. ${unpacked}/usr/share/bash-completion/completions/onramp; COMP_WORDS=(onramp j) COMP_CWORD=1; _onramp; echo "\${COMPREPLY[@]}"`,
-		]);
-		t.is(help.trim(), 'join');
-		t.true(statSync(deb).size > 0);
-	},
-);
 
 /** ELF: the processor that a program is for, at offset 18. */
 const machines = {x64: 62, arm64: 183} as const;
@@ -242,24 +207,12 @@ test.serial('packages › who publishes them is said when they are made', async 
 	const who = 'Mesh Team <mesh@example.org>';
 	const words = ['--package', 'onramp', '--format', 'deb', '--maintainer', who, '--homepage', 'https://example.org/'];
 	const out = await makePackages(t, ...words);
-	const deb = join(out, readdirSync(out).find(name => name.endsWith('.deb'))!);
 	t.is(
-		(await run('dpkg-deb', ['-f', deb, 'Maintainer', 'Homepage'])).stdout,
+		(await run('dpkg-deb', ['-f', debIn(out), 'Maintainer', 'Homepage'])).stdout,
 		`Maintainer: ${who}\nHomepage: https://example.org/\n`,
 	);
 	await t.throwsAsync(makePackages(t, '--maintainer', 'nobody'), {message: /write it as NAME <ADDRESS>/});
 });
-
-/** Paths of all files, which are root's and nobody else's to write. */
-async function listDeb(t: ExecutionContext, deb: string): Promise<string[]> {
-	const {stdout} = await run('dpkg-deb', ['-c', deb]);
-	const lines = stdout
-		.trim()
-		.split('\n')
-		.filter(line => !line.startsWith('d'));
-	for (const line of lines) t.regex(line, /^(-rw-r--r--|-rwxr-xr-x|l---------) root\/root/, line);
-	return lines.map(line => /\.(\/\S+)/.exec(line)![1]!);
-}
 
 function isProgram(path: string): boolean {
 	return (
