@@ -59,6 +59,7 @@ export function stageAgent(root: string, {description, arch, configPath, folderO
 	symlinkSync(`..${library.slice('/usr'.length)}/onramp.cjs`, join(root, 'usr/bin/onramp'));
 
 	for (const unit of readdirSync('packaging/units')) copy(`packaging/units/${unit}`, `/usr/lib/systemd/system/${unit}`);
+	copy('packaging/capture-drift', `${library}/capture-drift`, 0o755);
 	copy('packaging/sysusers.conf', '/usr/lib/sysusers.d/onramp.conf');
 	copy('packaging/tmpfiles.conf', '/usr/lib/tmpfiles.d/onramp.conf');
 	copy(configPath, '/etc/onramp/onramp.yaml');

@@ -154,8 +154,7 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		const done = {backend: backend.name, plan};
 		if (problems.length === 0) {
 			// Its maker may have died before it could write that down.
-			if ((await readJson<Plan>(places.applied))?.digest !== plan.digest) await writeJson(places.applied, plan);
-			await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
+			await noteApplied(config, backend, plan);
 			await rm(places.bypassed, {force: true});
 			return {...done, isChanged: false, isOnTrial: false, notes: plan.notes};
 		}
@@ -172,8 +171,7 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 		const ended = await loadPlan(deps, to, [live]);
 		if (isTakeOver) await removePeers(run, kernel);
 		if (trial) await writeJson(places.loaded, {});
-		await writeJson(places.applied, plan);
-		await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
+		await noteApplied(config, backend, plan);
 		await rm(places.bypassed, {force: true});
 		const unheard = listeners
 			.filter(({isAnswering}) => !isAnswering)
@@ -196,7 +194,22 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 	}
 }
 
-const rulesAreIn = ({name}: Pick<Backend, 'name'>, {rules, digest}: Plan): Outcome => ({
+/** Settings by which rules that are in were made. */
+export interface AppliedSettings {
+	/** Digest of the plan: a trial that was undone has left others. */
+	readonly plan: string;
+	readonly config: CaptureConfig;
+}
+
+async function noteApplied(config: CaptureConfig, backend: Pick<Backend, 'name'>, plan: Plan): Promise<void> {
+	const {applied, settings} = placesIn(config.stateDir);
+	const made: AppliedSettings = {plan: plan.digest, config};
+	await writeJson(settings, made);
+	await writeJson(applied, plan);
+	await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
+}
+
+export const rulesAreIn = ({name}: Pick<Backend, 'name'>, {rules, digest}: Plan): Outcome => ({
 	state: 'in',
 	backend: name,
 	rules: rules.length,

@@ -49,6 +49,8 @@ export const placesIn = (stateDir: string) => ({
 	rollback: `${stateDir}/rollback.json`,
 	guardianLog: `${stateDir}/guardian.log`,
 	applied: `${stateDir}/applied.json`,
+	/** By which they were made: what is edited since then waits for the next apply, and its trial. */
+	settings: `${stateDir}/settings.json`,
 	/** Rules are out only for as long as Envoy does not answer. */
 	bypassed: `${stateDir}/bypassed.json`,
 });

@@ -13,6 +13,7 @@ export {
 	type Verified,
 	verifyCapture,
 } from './capture.ts';
+export {checkCapture} from './check.ts';
 export {
 	awaitTrial,
 	confirmPending,

@@ -36,14 +36,25 @@ export function startOutcomeGate({stateDir, gate, clock, log}: OutcomeGateDeps):
 	let isOpen = false;
 	const tell = (): void => {
 		isOpen = outcome?.state === 'in';
-		if (!outcome) gate.close('the rules are not in yet', start);
-		else if (outcome.state === 'in') gate.open(`${outcome.rules} rules with ${outcome.backend}`);
-		else if (outcome.state === 'removed') {
-			log.warn({reason: outcome.reason}, 'the rules of capture were taken away');
-			gate.close(outcome.reason, again);
-		} else {
-			log.error({hint: outcome.hint}, `the rules of capture are not in: ${outcome.reason}`);
-			gate.close(`not in, all traffic goes past Envoy: ${outcome.reason}`, outcome.hint);
+		switch (outcome?.state) {
+			case undefined:
+				gate.close('the rules are not in yet', start);
+				break;
+			case 'in':
+				gate.open(`${outcome.rules} rules with ${outcome.backend}`);
+				break;
+			case 'drifted':
+				log.warn({reason: outcome.reason}, 'the rules of capture are not as planned');
+				gate.close(`not as planned: ${outcome.reason}`, `onramp capture verify names all; ${again}`);
+				break;
+			case 'removed':
+				log.warn({reason: outcome.reason}, 'the rules of capture were taken away');
+				gate.close(outcome.reason, again);
+				break;
+			case 'failed':
+				log.error({hint: outcome.hint}, `the rules of capture are not in: ${outcome.reason}`);
+				gate.close(`not in, all traffic goes past Envoy: ${outcome.reason}`, outcome.hint);
+				break;
 		}
 	};
 	const look = async (): Promise<void> => {

@@ -7,6 +7,7 @@ import {writeFileAtomic} from '../lifecycle/atomic-file.ts';
  * How the last change of rules ended, for the agent, which has no right to look at them itself. Every user may read it.
  * - `in`: the rules are in the kernel
  * - `failed`: there are none, as they could not be put in, or were undone
+ * - `drifted`: in, and changed by somebody else, which `capture.on-drift` leaves to people
  * - `removed`: somebody, or `capture.on-agent-down`, has taken them away
  */
 export type Outcome = Ending & {
@@ -17,7 +18,7 @@ export type Outcome = Ending & {
 export type Ending =
 	| {readonly state: 'in'; readonly backend: string; readonly rules: number; readonly plan: string}
 	| {readonly state: 'failed'; readonly reason: string; readonly hint: string | undefined}
-	| {readonly state: 'removed'; readonly reason: string};
+	| {readonly state: 'drifted' | 'removed'; readonly reason: string};
 
 export const outcomePath = (stateDir: string): string => `${stateDir}/outcome.json`;
 

@@ -2,6 +2,7 @@ import {
 	applyCapture,
 	awaitTrial,
 	type CaptureDeps,
+	checkCapture,
 	confirmPending,
 	describeEnded,
 	describeOlder,
@@ -260,6 +261,19 @@ const guardian: Command = {
 	},
 };
 
+const check: Command = {
+	usage: 'check',
+	description: 'Once, in silence if all is well: repair or report what others have changed, as capture.on-drift says',
+	hasSettings: true,
+	plain: {},
+	run: async (flags, signal) => {
+		const {problems, isRepaired} = await checkCapture(await depsFrom(flags), signal);
+		for (const problem of problems) say(`capture: not as planned: ${problem}`);
+		if (isRepaired) say('capture: repaired');
+		return problems.length === 0 || isRepaired ? 0 : 1;
+	},
+};
+
 const watch: Command = {
 	usage: 'watch',
 	description: 'Stay and repair or report what others change, as capture.on-drift and capture.on-agent-down say',
@@ -377,5 +391,5 @@ const step: Command = {
 export const captureCommand: CommandGroup = {
 	usage: 'capture',
 	description: 'Lead the traffic of this machine through Envoy, or stop doing so',
-	commands: [plan, apply, confirm, remove, verify, status, watch, guardian, step],
+	commands: [plan, apply, confirm, remove, verify, status, check, watch, guardian, step],
 };

@@ -47,3 +47,42 @@ test.serial('capture › a unit whose rules went in and that has failed all the 
 	t.is((await clean('success')).code, 0);
 	t.like(await outcome(), {state: 'removed'});
 });
+
+const ways = ['repair', 'report'] as const;
+for (const onDrift of ways)
+	test.serial(`capture › one look finds what others have changed, and does as told: ${onDrift}`, async t => {
+		if (skippedWithout(t)) return;
+		const world = await makeWorld(t, {flags: ['--capture-on-drift', onDrift]});
+		const stateDir = join(world.directory, 'told');
+		const places = ['--capture-state-dir', stateDir] as const;
+		const outcome = async () => JSON.parse(await readFile(join(stateDir, 'outcome.json'), 'utf8'));
+		// As whoever looks after the rules: by what they were made with, not by today's settings.
+		const check = () => world.capture(['check', ...places, '--capture-inbound-ports', '7']);
+		const silent = {code: 0, stdout: ''};
+		t.like(await check(), silent, 'nobody has put rules in');
+		t.is((await world.capture(['apply', '--force', ...places])).code, 0);
+		const rules = await world.dump();
+		t.like(await check(), silent);
+		t.is(await world.dump(), rules, 'what was edited since then waits for the next apply');
+
+		await world.vm.must('nft', ['flush', 'chain', 'ip', 'onramp', 'nat_output']);
+		const changed = await world.dump();
+		const {code, stdout} = await check();
+		t.regex(stdout, /^capture: not as planned: .*nat_output/m);
+		if (onDrift === 'repair') {
+			t.is(code, 0);
+			t.regex(stdout, /^capture: repaired$/m);
+			t.is(await world.dump(), rules);
+			t.like(await outcome(), {state: 'in'});
+		} else {
+			t.is(code, 1);
+			t.is(await world.dump(), changed);
+			t.like(await outcome(), {state: 'drifted'});
+			t.like(await check(), silent, 'told once');
+			t.is((await world.capture(['apply', '--force', ...places])).code, 0);
+			t.like(await outcome(), {state: 'in'});
+		}
+		t.is((await world.capture(['remove', ...places])).code, 0);
+		t.like(await check(), silent, 'taken away on purpose');
+		t.notRegex(await world.dump(), /onramp/);
+	});

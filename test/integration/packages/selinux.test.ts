@@ -151,6 +151,7 @@ test('SELinux › units name domains that the module has, and every domain is pe
 		return [...content.matchAll(/^SELinuxContext=-system_u:system_r:(\w+):s0$/gm)].map(([, type]) => `${unit} ${type}`);
 	});
 	t.deepEqual(named.toSorted(), [
+		'onramp-capture-drift.service onramp_capture_t',
 		'onramp-capture-watch.service onramp_capture_t',
 		'onramp-capture.service onramp_capture_t',
 		'onramp-envoy@.service onramp_envoy_t',

@@ -1,0 +1,46 @@
+import type {CaptureConfig} from '../config/index.ts';
+import {type AppliedSettings, applyCapture, type CaptureDeps, rulesAreIn, verifyCapture} from './capture.ts';
+import {exists, placesIn, readJson} from './confirm.ts';
+import {readOutcome, writeOutcome} from './outcome.ts';
+import type {Plan} from './rules.ts';
+
+export interface Checked {
+	/** What differed from the plan; empty = nothing did, or nothing is to be looked after. */
+	readonly problems: readonly string[];
+	readonly isRepaired: boolean;
+}
+
+const nothing: Checked = {problems: [], isRepaired: false};
+
+/**
+ * One look for drift: what others have changed is put right or reported, as `capture.on-drift` says, by the settings that
+ * the rules were made with and this machine as it is now. Leaves alone what nobody has applied, what is on trial, and
+ * what a trial has gone back to.
+ */
+export async function checkCapture(
+	{
+		config: {stateDir},
+		run,
+		clock,
+	}: Pick<CaptureDeps, 'run' | 'clock'> & {readonly config: Pick<CaptureConfig, 'stateDir'>},
+	signal: AbortSignal,
+): Promise<Checked> {
+	const places = placesIn(stateDir);
+	const [applied, settings] = [await readJson<Plan>(places.applied), await readJson<AppliedSettings>(places.settings)];
+	if (!applied || settings?.plan !== applied.digest || (await exists(places.pending))) return nothing;
+	const deps = {config: settings.config, run, clock};
+	const {problems, plan, backend} = await verifyCapture(deps);
+	const told = await readOutcome(stateDir);
+	if (problems.length === 0) {
+		if (told?.state === 'drifted') await writeOutcome(stateDir, rulesAreIn({name: backend}, plan));
+		return nothing;
+	}
+	if (settings.config.onDrift === 'report') {
+		const reason = problems.join('; ');
+		if (told?.state === 'drifted' && told.reason === reason) return nothing;
+		await writeOutcome(stateDir, {state: 'drifted', reason});
+		return {problems, isRepaired: false};
+	}
+	await applyCapture(deps, signal, {isForced: true, onlyIf: () => exists(places.applied)});
+	return {problems, isRepaired: true};
+}
