@@ -1,7 +1,15 @@
-import {Client, connectivityState, credentials as grpcCredentials, Metadata, type ServiceError} from '@grpc/grpc-js';
+import {
+	type ChannelCredentials,
+	Client,
+	connectivityState,
+	credentials as grpcCredentials,
+	Metadata,
+	type ServiceError,
+} from '@grpc/grpc-js';
 import type {ControlPlaneConfig, Endpoint, TrustAnchor} from '../config/types.ts';
+import {AgentError} from '../errors.ts';
 import type {BootstrapToken} from '../identity/index.ts';
-import {explainConnect} from './connect-failures.ts';
+import {type ConnectContext, explainConnect} from './connect-failures.ts';
 import {formatEndpoint, type Lookup, resolveEndpoint} from './resolve.ts';
 import {type ClientCertificate, loadRoots, serverNameOf} from './tls.ts';
 
@@ -32,27 +40,57 @@ export interface ConnectDeps {
 }
 
 /**
- * Opens one connection to one endpoint and waits until it is up.
+ * Opens one connection to one endpoint and waits until it is up. Of a name with addresses of both families the second is
+ * tried when the first cannot be reached.
  * @throws AgentError `control_plane.unreachable`, `.untrusted`, `.unauthenticated` or `.root_unusable`
  */
 export async function connect(
-	{config, clusterId, lookup, learnedRoots}: ConnectDeps,
+	deps: ConnectDeps,
 	endpoint: Endpoint,
 	anchor: TrustAnchor,
 	shown: Credentials,
 	headers: Readonly<Record<string, string>>,
 	signal: AbortSignal,
 ): Promise<Connection> {
-	const name = formatEndpoint(endpoint);
-	const serverName = serverNameOf(endpoint, config.serverName);
+	const {config, clusterId, lookup, learnedRoots} = deps;
 	const [addresses, channelCredentials] = await Promise.all([
 		resolveEndpoint(endpoint, config.hosts, lookup),
 		endpoint.isPlaintext ? grpcCredentials.createInsecure() : tlsCredentials(anchor, learnedRoots(), shown.certificate),
 	]);
-	signal.throwIfAborted();
-	const client = new Client(targetOf(addresses, endpoint.port), channelCredentials, {
-		'grpc.ssl_target_name_override': serverName,
-		'grpc.default_authority': serverName,
+	const context = {
+		endpoint: formatEndpoint(endpoint),
+		serverName: serverNameOf(endpoint, config.serverName),
+		roots: anchor.kind === 'system' ? 'the system’s roots' : anchor.path,
+		credentials: shown.description,
+		isCertificateShown: shown.certificate !== undefined,
+	};
+	let first: AgentError | undefined;
+	for (const target of targetsOf(addresses, endpoint.port)) {
+		signal.throwIfAborted();
+		try {
+			const client = await open(target, channelCredentials, context, config, signal);
+			const metadata = metadataOf(clusterId, headers, endpoint, shown);
+			return {client, endpoint: context.endpoint, metadata, close: () => client.close()};
+		} catch (error) {
+			// What answers says more than what does not.
+			if (!(error instanceof AgentError) || error.code !== 'control_plane.unreachable') throw error;
+			first ??= error;
+		}
+	}
+	throw first!;
+}
+
+/** @throws AgentError, or the reason of the signal */
+async function open(
+	target: string,
+	channelCredentials: ChannelCredentials,
+	context: ConnectContext,
+	config: ControlPlaneConfig,
+	signal: AbortSignal,
+): Promise<Client> {
+	const client = new Client(target, channelCredentials, {
+		'grpc.ssl_target_name_override': context.serverName,
+		'grpc.default_authority': context.serverName,
 		'grpc.max_receive_message_length': -1,
 		'grpc.max_send_message_length': -1,
 		'grpc.keepalive_time_ms': config.keepaliveMs,
@@ -67,23 +105,12 @@ export async function connect(
 	});
 	try {
 		await untilUp(client, config.connectTimeoutMs, signal);
+		return client;
 	} catch (error) {
 		client.close();
 		if (signal.aborted) throw signal.reason;
-		throw explainConnect(error, {
-			endpoint: name,
-			serverName,
-			roots: anchor.kind === 'system' ? 'the system’s roots' : anchor.path,
-			credentials: shown.description,
-			isCertificateShown: shown.certificate !== undefined,
-		});
+		throw explainConnect(error, context);
 	}
-	return {
-		client,
-		endpoint: name,
-		metadata: metadataOf(clusterId, headers, endpoint, shown),
-		close: () => client.close(),
-	};
 }
 
 async function tlsCredentials(anchor: TrustAnchor, learned: string, certificate: ClientCertificate | undefined) {
@@ -92,13 +119,15 @@ async function tlsCredentials(anchor: TrustAnchor, learned: string, certificate:
 	return grpcCredentials.createSsl(roots, Buffer.from(certificate.keyPem.reveal()), Buffer.from(certificate.chainPem));
 }
 
-/** All addresses of one host go to grpc-js as one target: it tries them in order. */
-function targetOf(addresses: readonly string[], port: number): string {
-	const isV6 = addresses[0]!.includes(':');
-	const same = addresses.filter(address => address.includes(':') === isV6);
-	return isV6
-		? `ipv6:${same.map(address => `[${address}]:${port}`).join(',')}`
-		: `ipv4:${same.map(address => `${address}:${port}`).join(',')}`;
+/** One target a family, as grpc-js has it, in the order of the addresses; it tries those of one target in order. */
+function targetsOf(addresses: readonly string[], port: number): readonly string[] {
+	const isV6 = (address: string) => address.includes(':');
+	const [v4, v6] = [addresses.filter(address => !isV6(address)), addresses.filter(isV6)];
+	const targets = [
+		v4.length > 0 ? `ipv4:${v4.map(address => `${address}:${port}`).join(',')}` : undefined,
+		v6.length > 0 ? `ipv6:${v6.map(address => `[${address}]:${port}`).join(',')}` : undefined,
+	];
+	return (isV6(addresses[0]!) ? targets.toReversed() : targets).filter(target => target !== undefined);
 }
 
 function metadataOf(

@@ -112,7 +112,7 @@ export function openStore(dir: string, fs: DurableFs = systemFs, uid = process.g
 			}
 		},
 		save: async pair => {
-			await fs.mkdir(generationsDir, {recursive: true, mode: 0o700});
+			if (await fs.mkdir(generationsDir, {recursive: true, mode: 0o700})) await syncDirectory(dir, fs);
 			const number = Math.max(0, ...(await listNumbers())) + 1;
 			await writeGeneration(generationsDir, number, pair, fs);
 			known = [number, ...known].slice(0, keptGenerations);

@@ -1,10 +1,12 @@
+import {networkInterfaces} from 'node:os';
 import test, {type ExecutionContext} from 'ava';
-import {buildNode, encodeNode} from '../../../src/control-plane/index.ts';
+import type {Endpoint} from '../../../src/config/types.ts';
+import {buildNode, type ControlPlaneDeps, encodeNode} from '../../../src/control-plane/index.ts';
 import {Metrics} from '../../../src/lifecycle/index.ts';
-import {silentLogger} from '../../../src/log.ts';
+import {Secret, silentLogger} from '../../../src/log.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
 import {Upstream, type UpstreamStatus} from '../../../src/relay/upstream.ts';
-import {startSandbox} from '../../../src/sandbox/index.ts';
+import {type Sandbox, startSandbox} from '../../../src/sandbox/index.ts';
 import {until} from '../../support/fake-ads.ts';
 import {FakeClock} from '../../support/fake-clock.ts';
 import {at, makeControlPlane, workload} from './world.ts';
@@ -13,10 +15,24 @@ import {at, makeControlPlane, workload} from './world.ts';
 async function setUp(t: ExecutionContext) {
 	const [first, second] = [await startSandbox(), await startSandbox()];
 	t.teardown(() => Promise.all([first.stop(), second.stop()]));
+	const {clock, start} = await setUpFor(t, [at(first.port), at(second.port)], [first, second]);
+	const isAt = (status: UpstreamStatus, state: string, {port}: {port: number}) =>
+		status.state === state && status.endpoint === `127.0.0.1:${port}`;
+	return {first, second, clock, start, isAt};
+}
+
+/** An agent's side that trusts all of them, and whose token is the last one's. */
+async function setUpFor(
+	t: ExecutionContext,
+	endpoints: readonly Endpoint[],
+	controlPlanes: readonly Sandbox[],
+	deps: Partial<ControlPlaneDeps> = {},
+) {
 	const controlPlane = await makeControlPlane(t, {
-		endpoints: [at(first.port), at(second.port)],
-		rootPem: first.rootPem() + second.rootPem(),
-		token: second.issueToken({namespace: 'bar', serviceAccount: 'vm'}),
+		endpoints,
+		rootPem: controlPlanes.map(each => each.rootPem()).join(''),
+		token: controlPlanes.at(-1)!.issueToken({namespace: 'bar', serviceAccount: 'vm'}),
+		deps,
 	});
 	const clock = new FakeClock();
 	const start = () => {
@@ -37,9 +53,7 @@ async function setUp(t: ExecutionContext) {
 		upstream.setWanted(true);
 		return upstream;
 	};
-	const isAt = (status: UpstreamStatus, state: string, {port}: {port: number}) =>
-		status.state === state && status.endpoint === `127.0.0.1:${port}`;
-	return {first, second, clock, start, isAt};
+	return {clock, start};
 }
 
 test('control plane › one that refuses the stream is passed over for the next', async t => {
@@ -80,3 +94,49 @@ test('control plane › after a stream that worked the preferred one is asked fi
 	await until('the first', () => first.counts.streamsOpened > streamsOpened);
 	t.pass();
 });
+
+test('control plane › a name that moves to another address is followed when the stream ends', async t => {
+	const first = await startSandbox({host: '127.0.0.1'});
+	const second = await startSandbox({host: '127.0.0.2', port: first.port});
+	t.teardown(() => Promise.all([first.stop(), second.stop()]));
+	let current = first;
+	const {clock, start} = await setUpFor(t, [at(first.port, 'istiod.istio-system.svc')], [first, second], {
+		lookup: async () => [current.address.split(':')[0]!],
+		token: {
+			read: async () => {
+				const token = new Secret(current.issueToken({namespace: 'bar', serviceAccount: 'vm'}));
+				return {token, audiences: ['istio-ca'], problems: []};
+			},
+			mark: async () => current.address,
+		},
+	});
+	const upstream = start();
+	await until('the first', () => upstream.status().state === 'connected');
+	t.deepEqual([first.connections().length, second.connections().length], [1, 0]);
+	current = second;
+	first.faults.closeConnections();
+	await until('the end', () => upstream.status().state === 'waiting');
+	await clock.advance(10);
+	await until('the second', () => upstream.status().state === 'connected');
+	t.deepEqual([first.connections().length, second.connections().length], [0, 1]);
+});
+
+for (const [dead, alive] of [
+	['127.0.0.1', '::1'],
+	['::1', '127.0.0.1'],
+] as const) {
+	test(`control plane › a name with both families, of which ${dead} is dead, is reached at ${alive}`, async t => {
+		if (!Object.values(networkInterfaces()).some(each => each!.some(({address}) => address === '::1'))) {
+			t.log('skipped: this machine has no ::1');
+			return t.pass();
+		}
+		const sandbox = await startSandbox({host: alive});
+		t.teardown(() => sandbox.stop());
+		const {start} = await setUpFor(t, [at(sandbox.port, 'istiod.istio-system.svc')], [sandbox], {
+			lookup: async () => [dead, alive],
+		});
+		const upstream = start();
+		await until('it', () => upstream.status().state === 'connected');
+		t.is(upstream.status().attempts, 0, 'at the first try');
+	});
+}

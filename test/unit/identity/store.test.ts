@@ -109,6 +109,55 @@ test('store › death at any call of a write leaves the old pair or the new one,
 	t.true(deaths > 20, `${deaths} places to die`);
 });
 
+/** Notes what is done to the disk, in order: names without directories, and `*` for the random part of a name. */
+function recordingFs(dir: string): {fs: DurableFs; calls: string[]} {
+	const calls: string[] = [];
+	const nameOf = (path: string) =>
+		path.slice(dir.length + 1).replace(new RegExp(`${temporaryPrefix.replaceAll('.', '\\.')}[-\\w]+`), 'new*') || '.';
+	const fs: DurableFs = {
+		...systemFs,
+		open: async (path, flags, mode) => {
+			const file = await systemFs.open(path, flags, mode);
+			return {
+				writeFile: async data => {
+					calls.push(`write ${nameOf(path)}`);
+					await file.writeFile(data);
+				},
+				sync: async () => {
+					await file.sync();
+					calls.push(`sync ${nameOf(path)}`);
+				},
+				close: () => file.close(),
+			};
+		},
+		rename: async (from, to) => {
+			calls.push(`rename ${nameOf(from)} ${nameOf(to)}`);
+			await systemFs.rename(from, to);
+		},
+		symlink: (target, path) => {
+			calls.push(`symlink ${nameOf(path)}`);
+			return systemFs.symlink(target, path);
+		},
+	};
+	return {fs, calls};
+}
+
+test('store › every byte is on the disk before the rename that shows it, and the rename before anybody hears of it', async t => {
+	const dir = await createDir(t);
+	const {fs, calls} = recordingFs(dir);
+	const store = openStore(dir, fs);
+	await store.save(tagged('first'));
+	const parts = ['key.pem', 'cert-chain.pem', 'roots.pem', 'meta.json'];
+	t.is(calls.shift(), 'sync .', 'the directory of all generations is new');
+	t.deepEqual(calls, [
+		...parts.flatMap(name => [`write generations/new*/${name}`, `sync generations/new*/${name}`]),
+		'sync generations/new*',
+		'rename generations/new* generations/000001',
+		'sync generations',
+		...['symlink new*', 'rename new* current', 'sync .'],
+	]);
+});
+
 test('store › keeps the newest two generations and points at the newest', async t => {
 	const dir = await createDir(t);
 	const store = openStore(dir);
