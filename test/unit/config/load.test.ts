@@ -3,7 +3,7 @@ import {mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
-import {diskReader, type LoadInput, loadConfig, renderConfig, settings} from '../../../src/config/index.ts';
+import {diskReader, type LoadInput, loadConfig, renderConfig} from '../../../src/config/index.ts';
 import {exitCodeOf} from '../../../src/errors.ts';
 import {bundleFiles, type Files, fixtures, host, memoryReader, problemsOf} from './sources.ts';
 
@@ -158,16 +158,6 @@ test('config › prefers the packaged Envoy', t => {
 	t.is(load(bundle).config.proxy.binaryPath, '/usr/local/bin/envoy');
 	t.is(load({...bundle, '/usr/lib/onramp/envoy': ''}).config.proxy.binaryPath, '/usr/lib/onramp/envoy');
 	t.is(load(bundle, {argv: {envoy: '/opt/envoy'}}).config.proxy.binaryPath, '/opt/envoy');
-});
-
-test('config › every setting can be given by flag, variable and file', t => {
-	const unique = (names: string[]) => new Set(names).size === settings.length;
-	t.true(
-		unique(settings.map(({flag}) => flag)) &&
-			unique(settings.map(({env}) => env)) &&
-			unique(settings.map(({key}) => key)),
-	);
-	for (const {env, flag} of settings) t.true(/^ONRAMP_[A-Z0-9_]+$/.test(env) && /^[a-z0-9-]+$/.test(flag), env);
 });
 
 const mem =
