@@ -17,7 +17,7 @@ import {
 
 test.serial('rpm › installed, upgraded, taken back and erased, its scripts do what those of the deb do', async t => {
 	if (await skippedWithoutMachines(t)) return;
-	const setting = 'log.level: debug';
+	const setting = 'log: {level: debug}';
 	const [packages, newer] = [
 		await buildPackages({format: 'rpm'}),
 		await buildPackages({format: 'rpm', names: 'onramp', version: '0.2.0', setting}),
