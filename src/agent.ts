@@ -109,6 +109,7 @@ export async function runAgent(
 
 		const {enterMesh, startMesh} = await import('./mesh.ts');
 		let retryCapture = () => {};
+		let captureState: () => string | undefined = () => 'in';
 		const onRetry = () => retryCapture();
 		const deps = {...base, config, nodeSettings, state, dns, readiness, status, parts, logOf, onRetry};
 		const mesh = await startMesh(deps, signal);
@@ -143,6 +144,7 @@ export async function runAgent(
 				}),
 			);
 			status.add('capture', () => capture.status());
+			captureState = () => capture.status().state;
 			retryCapture = () => capture.retryNow();
 		}
 		if (isByUnit) {
@@ -152,8 +154,15 @@ export async function runAgent(
 				startOutcomeGate({stateDir, gate: readiness.gate('capture'), clock, log: logOf('capture')}),
 			);
 			status.add('capture', () => ({...capture.status()}));
+			captureState = () => capture.status().state;
 		}
-		await enterMesh(deps, mesh, proxy);
+		const gateOf = (name: string) => readiness.states().find(gate => gate.name === name)!;
+		// Without rules, what peers send in mutual TLS would come to the application as it is. Rules that somebody has changed are rules.
+		const trafficGate = () => {
+			const isPast = isOn['capture'] && !gateOf('capture').isOpen && captureState() !== 'drifted';
+			return gateOf('proxy').isOpen && isPast ? gateOf('capture') : gateOf('proxy');
+		};
+		await enterMesh({...deps, trafficGate}, mesh, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));
 
 		await parts.untilEnd(signal);

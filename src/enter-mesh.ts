@@ -1,7 +1,7 @@
 import {lookAtNetwork} from './config/index.ts';
 import type {Health} from './health/index.ts';
 import {keepWord, startHealth} from './health/index.ts';
-import type {Running} from './lifecycle/index.ts';
+import type {GateState, Running} from './lifecycle/index.ts';
 import {lookForAddresses} from './locate.ts';
 import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
@@ -18,8 +18,13 @@ import {
 	startSelfCheck,
 } from './registration/index.ts';
 
+export interface EnterDeps extends MeshDeps {
+	/** Open while what comes to this machine reaches Envoy. */
+	readonly trafficGate: () => GateState;
+}
+
 /** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */
-export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
+export async function enterMesh(deps: EnterDeps, mesh: Mesh, proxy: EnvoyProxy): Promise<void> {
 	const {config, readiness, status, parts, logOf, clock} = deps;
 	const {relay} = mesh;
 	// What Envoy has just taken may have made it ready.
@@ -92,7 +97,7 @@ export async function enterMesh(deps: MeshDeps, mesh: Mesh, proxy: EnvoyProxy): 
 		await parts.start('address', () => startAddressWatchOf(deps, mesh, {health, registration, selfCheck: selfCheck!}));
 }
 
-function startHealthOf(deps: MeshDeps, mesh: Mesh, onChange: () => void): Promise<Health> {
+function startHealthOf(deps: EnterDeps, mesh: Mesh, onChange: () => void): Promise<Health> {
 	const {relay, inbound} = mesh;
 	const {config, readiness, logOf, clock, random, metrics} = deps;
 	const {workload, proxy, registration} = config;
@@ -101,7 +106,7 @@ function startHealthOf(deps: MeshDeps, mesh: Mesh, onChange: () => void): Promis
 	return startHealth({
 		config: config.health,
 		hasEntry: workload.group !== undefined || isDirect,
-		proxyGate: () => readiness.states().find(({name}) => name === 'proxy')!,
+		trafficGate: deps.trafficGate,
 		onGateChange: listener => readiness.onChange(listener),
 		report: mesh.report,
 		// It is the entry that says so, and looks at each change.

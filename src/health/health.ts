@@ -48,7 +48,8 @@ export interface Health extends Running {
 
 export interface HealthDeps {
 	readonly config: HealthConfig;
-	readonly proxyGate: () => GateState;
+	/** Open while what comes to this machine reaches Envoy: it is there, and so are the rules that lead to it. */
+	readonly trafficGate: () => GateState;
 	/** Calls back when that may have changed. Returns how to stop it. */
 	readonly onGateChange: (listener: () => void) => () => void;
 	/** To the control plane; repeated by it on each new stream. */
@@ -113,10 +114,10 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 	);
 
 	const proxyState = (): Parameters<typeof decide>[0]['proxy'] => {
-		const {isOpen, reason} = deps.proxyGate();
+		const {name, isOpen, reason} = deps.trafficGate();
 		if (isOpen) return {state: 'ready'};
 		const isLong = proxyDownMs !== undefined && clock.monotonicMs() - proxyDownMs >= proxyPatienceMs;
-		if (isLong) return {state: 'unready', reason};
+		if (isLong) return {state: 'unready', reason: name === 'capture' ? reason : `Envoy is not ready: ${reason}`};
 		// What was known while it was up goes on to be so for a moment.
 		return {state: told === undefined ? 'unknown' : 'ready'};
 	};
@@ -157,7 +158,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 	};
 
 	const onGate = (): void => {
-		if (deps.proxyGate().isOpen) {
+		if (deps.trafficGate().isOpen) {
 			proxyDownMs = undefined;
 			patience.abort();
 		} else if (proxyDownMs === undefined) {

@@ -22,7 +22,7 @@ export function decide({mode, word, proxy, probes}: Evidence): Finding {
 	if (word?.said === 'unready') return {state: 'unhealthy', reason: `maintenance${word.reason && `: ${word.reason}`}`};
 	if (mode === 'manual' && word === undefined)
 		return {state: 'unhealthy', reason: 'the application has not said that it is ready'};
-	if (proxy.state === 'unready') return {state: 'unhealthy', reason: `Envoy is not ready: ${proxy.reason}`};
+	if (proxy.state === 'unready') return {state: 'unhealthy', reason: proxy.reason};
 	const failed = probes.filter(({verdict}) => verdict === 'unhealthy');
 	if (failed.length > 0)
 		return {state: 'unhealthy', reason: failed.map(({name, failure}) => `${name}: ${failure ?? 'failed'}`).join('; ')};

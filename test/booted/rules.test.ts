@@ -33,7 +33,9 @@ test.serial(
 		);
 		await joinMesh(b);
 		await machine.copy(a.bundle, '/root/bundle');
-		const {code, stdout} = await machine.sh('onramp join /root/bundle --wait 60s --proxy-termination-drain 2s');
+		const {code, stdout} = await machine.sh(
+			'onramp join /root/bundle --wait 60s --proxy-termination-drain 2s --health-mode always',
+		);
 		t.not(code, 0, stdout);
 		t.regex(stdout, /the rules of traffic capture could not be put in/);
 		t.regex(stdout, /^ +capture: not in, all traffic goes past Envoy: .*Could not process rule/m);
@@ -43,6 +45,10 @@ test.serial(
 		t.regex(await readiness(), /capture: not in[\s\S]* 503$/);
 		t.regex((await machine.sh('onramp status')).stdout, /NOT READY[\s\S]*capture +not in, all traffic goes past Envoy/);
 		t.regex((await machine.sh('onramp doctor')).stdout, /onramp-capture\.service is failed/);
+
+		const health = async () => JSON.parse((await machine.sh('onramp status --json')).stdout).parts.health;
+		await until('it is kept out of load balancing', async () => (await health()).told?.state === 'unhealthy');
+		t.regex((await health()).reason, /all traffic goes past Envoy/);
 
 		const former = await agent();
 		await machine.must('systemctl kill -s KILL onramp-agent');
@@ -54,6 +60,7 @@ test.serial(
 		await machine.must('systemctl restart onramp-capture');
 		await untilSaid(/ 200$/);
 		await untilActive(a, 'onramp-ready.target');
+		t.is((await health()).told.state, 'healthy');
 		t.like(await untilAnswered(a, 'b'), {app: 'b', caller: idOf('a')});
 
 		await machine.must('onramp capture remove');

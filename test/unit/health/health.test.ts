@@ -40,7 +40,7 @@ async function setUp(t: ExecutionContext, options: Options = {}) {
 	const health = await startHealth({
 		config: {...config, ...options.config},
 		hasEntry: options.hasEntry ?? true,
-		proxyGate: () => readiness.states()[0]!,
+		trafficGate: () => readiness.states()[0]!,
 		onGateChange: listener => readiness.onChange(listener),
 		report: ({isHealthy, message}) => reports.push(isHealthy ? 'healthy' : `unhealthy: ${message}`),
 		onWithheld: () => calls.push(`withheld: ${health.withheld() ?? 'no'}`),

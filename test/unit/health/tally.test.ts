@@ -46,11 +46,7 @@ const cases: readonly [string, Partial<Evidence>, ReturnType<typeof decide>][] =
 		{state: 'unhealthy', reason: 'web: HTTP status 500; db: failed'},
 	],
 	['a probe that knows nothing yet is waited for', {probes: [waiting]}, {state: 'unknown', reason: 'waiting for db'}],
-	[
-		'no Envoy, no health',
-		{proxy: {state: 'unready', reason: 'it drains'}},
-		{state: 'unhealthy', reason: 'Envoy is not ready: it drains'},
-	],
+	['no Envoy, no health', {proxy: {state: 'unready', reason: 'it drains'}}, {state: 'unhealthy', reason: 'it drains'}],
 	['Envoy is waited for', {proxy: {state: 'unknown'}}, {state: 'unknown', reason: 'waiting for Envoy'}],
 	[
 		'maintenance counts most',
