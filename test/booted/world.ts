@@ -4,10 +4,12 @@ import {hash} from 'node:crypto';
 import {existsSync, readdirSync, readFileSync, statSync} from 'node:fs';
 import {chmod, mkdir, mkdtemp, rename, rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
+import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
 import type {ExecutionContext} from 'ava';
 import {buildAgent} from '../support/agent.ts';
 import {type Control, type Echo, startControlPlane} from '../support/captured-mesh.ts';
+import type {LoadResult} from '../support/load.ts';
 import {until} from '../support/mesh.ts';
 import {address, addVm, makeWorld, type Namespace, type Peer} from '../support/netns.ts';
 import {Machine, type MachineOptions, missingForMachines} from './machine.ts';
@@ -117,7 +119,7 @@ export interface BootedWorld {
 	readonly control: Control;
 	readonly far: Namespace;
 	readonly directory: string;
-	/** Boots a machine of a group and starts its application; nothing is installed yet. */
+	/** Boots a machine of a group, whose application listens before it; nothing is installed yet. */
 	boot(group: 'a' | 'b', options?: Partial<MachineOptions>): Promise<Vm>;
 	bundle(group: 'a' | 'b'): Promise<string>;
 }
@@ -141,9 +143,9 @@ export async function makeBootedWorld(t: ExecutionContext): Promise<BootedWorld>
 		bundle,
 		boot: async (group, options = {}) => {
 			const namespace = namespaceOf[group];
-			const machine = await Machine.boot(t, {name: group, namespace, ...options});
 			const app = await namespace.peer();
 			await app.send('serveHttp', {port: 8080, name: group});
+			const machine = await Machine.boot(t, {name: group, namespace, ...options});
 			return {machine, app, bundle: await bundle(group)};
 		},
 	};
@@ -202,7 +204,12 @@ export async function lookAround({machine}: Pick<Vm, 'machine'>): Promise<string
 		.concat('/var/lib/rpm', '/var/tmp/systemd-private-*', '/run/agetty.reload');
 	const script = [
 		'nft list ruleset',
-		'ip rule; ip -6 rule',
+		'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all',
+		// Only what is there: a table that is asked for comes to be.
+		...['ip', 'ip6'].map(
+			family =>
+				`if grep -qs . /proc/net/${family}_tables_names; then ${family}tables-legacy-save | sed '/^#/d; s/\\[[0-9:]*\\]//'; fi`,
+		),
 		'cut -d: -f1 /etc/passwd /etc/group',
 		'systemctl list-units --all --plain --no-legend "onramp*" | cut -d" " -f1',
 		`find /etc /usr /var /run -xdev \\( ${foreign.map(path => `-path '${path}'`).join(' -o ')} \\) -prune -o -print | grep -v '/etc/\\(passwd\\|group\\|shadow\\|gshadow\\)-$' | sort`,
@@ -217,24 +224,52 @@ export function differenceOf(before: readonly string[], now: readonly string[]):
 	return {more: now.filter(line => !before.includes(line)), less: before.filter(line => !now.includes(line))};
 }
 
-/** 200 requests a second, half of them each way between two machines, while something happens; none may fail. */
-export async function underLoad(
+const perSecond = 200;
+/** A load that is over sooner proves nothing. */
+const shortestLoadMs = 3000;
+
+/** 200 requests a second each way between two machines while something happens, on a connection each; none may fail. */
+export function underLoad(
 	t: ExecutionContext,
 	{a, b}: Readonly<Record<'a' | 'b', Vm>>,
 	act: () => Promise<void>,
 ): Promise<void> {
-	const loads = [
-		[a, 'b'],
-		[b, 'a'],
-	] as const;
-	for (const [from, to] of loads) await from.app.send('startLoad', {url: `http://${vips[to]}/load`, everyMs: 10});
+	return underLoads(
+		t,
+		[
+			{from: a, host: vips.b, port: 80},
+			{from: b, host: vips.a, port: 80},
+		],
+		act,
+	);
+}
+
+interface Way {
+	readonly from: Vm;
+	readonly host: string;
+	readonly port: number;
+}
+
+/** The same to whom one likes. */
+export async function underLoads(t: ExecutionContext, ways: readonly Way[], act: () => Promise<void>): Promise<void> {
+	for (const {from, host, port} of ways) await from.app.send('startLoad', {host, port, perSecond});
+	const enough = sleep(shortestLoadMs);
 	try {
 		await act();
+		await enough;
 	} finally {
-		for (const [from, to] of loads) {
-			const result = await from.app.send<{sent: number; failed: number; firstFailure?: string}>('stopLoad');
-			t.is(result.failed, 0, `to ${to}: ${result.failed} of ${result.sent}, first: ${result.firstFailure}`);
-			t.log(`to ${to}: ${result.sent} requests, ${result.failed} failed`);
+		for (const {from, host} of ways) {
+			const result = await from.app.send<LoadResult>('stopLoad');
+			const {sent, failed, elapsedMs, mostInFlight, longestGapMs} = result;
+			const way = `${from.machine.name} to ${host}`;
+			t.is(failed, 0, `${way}: ${failed} of ${sent}, first: ${result.firstFailure}`);
+			t.true(
+				elapsedMs >= shortestLoadMs && sent >= (0.8 * perSecond * elapsedMs) / 1000,
+				`${way}: ${sent} are too few`,
+			);
+			t.log(
+				`${way}: ${sent} requests in ${(elapsedMs / 1000).toFixed(1)} s, ${failed} failed; at most ${mostInFlight} at once, ${longestGapMs} ms without an answer`,
+			);
 		}
 	}
 }

@@ -3,6 +3,8 @@ import {Agent, request} from 'node:http';
 import type {Echo} from '../../src/sandbox/echo-app.ts';
 
 export interface LoadOptions {
+	/** This machine, unless said. */
+	readonly host?: string;
 	readonly port: number;
 	readonly perSecond: number;
 	/** `new`: a connection for each request; `kept`: few, used again and again; `one`: a single one, which is never replaced. */
@@ -21,6 +23,10 @@ export interface LoadResult {
 	readonly failed: number;
 	/** With the time into the run, so that it can be found in the logs. */
 	readonly firstFailure: string | undefined;
+	/** Since the start, whether or not there was an answer. */
+	readonly elapsedMs: number;
+	/** At once without an answer, at most. */
+	readonly mostInFlight: number;
 	/** Longest time without a good answer. */
 	readonly longestGapMs: number;
 	/** Connections opened. */
@@ -40,10 +46,11 @@ export interface Load {
 
 const answerWithinMs = 5000;
 /** Past this the machine, or what is tested, does not keep up, and more would only hide why. */
-const mostInFlight = 500;
+const mostPending = 1000;
 
 /** Open loop: requests are due by the clock, whatever became of those before. */
 export function startLoad({
+	host,
 	port,
 	perSecond,
 	connections = 'new',
@@ -55,9 +62,10 @@ export function startLoad({
 	const pending = new Set<Promise<void>>();
 	const callerHashes = new Set<string>();
 	const ownIds = new Set<string>();
-	let [sent, failed, opened, longestGapMs] = [0, 0, 0, 0];
+	let [sent, failed, opened, longestGapMs, mostInFlight] = [0, 0, 0, 0, 0];
 	let lastGoodMs = startedMs;
 	let firstFailure: string | undefined;
+	let stoppedMs: number | undefined;
 
 	const fail = (error: unknown, sentMs: number) => {
 		failed++;
@@ -75,14 +83,15 @@ export function startLoad({
 	const send = () => {
 		sent++;
 		const sentMs = performance.now();
-		if (pending.size >= mostInFlight) {
+		if (pending.size >= mostPending) {
 			fail(new Error(`${pending.size} requests without an answer`), sentMs);
 			return;
 		}
-		const one = ask({port, agent, path, onConnection: () => opened++})
+		const one = ask({host, port, agent, path, onConnection: () => opened++})
 			.then(succeed, error => fail(error, sentMs))
 			.finally(() => pending.delete(one));
 		pending.add(one);
+		mostInFlight = Math.max(mostInFlight, pending.size);
 	};
 	const timer = setInterval(() => {
 		const due = Math.floor(((performance.now() - startedMs) * perSecond) / 1000);
@@ -92,6 +101,8 @@ export function startLoad({
 		sent,
 		failed,
 		firstFailure,
+		elapsedMs: (stoppedMs ?? performance.now()) - startedMs,
+		mostInFlight,
 		longestGapMs: Math.round(Math.max(longestGapMs, 0)),
 		connections: opened,
 		callerHashes: [...callerHashes],
@@ -101,6 +112,7 @@ export function startLoad({
 		result,
 		stop: async () => {
 			clearInterval(timer);
+			stoppedMs = performance.now();
 			await Promise.all(pending);
 			agent.destroy();
 			return result();
@@ -109,16 +121,17 @@ export function startLoad({
 }
 
 export interface AskOptions {
+	readonly host?: string | undefined;
 	readonly port: number;
 	readonly agent?: Agent;
 	readonly path?: string;
 	readonly onConnection?: () => void;
 }
 
-/** One request to the echo application behind a port of 127.0.0.1. @throws Error unless it answers 200, in full, in time */
-export function ask({port, agent, path = '/', onConnection}: AskOptions): Promise<Echo> {
+/** One request to the echo application behind a port. @throws Error unless it answers 200, in full, in time */
+export function ask({host = '127.0.0.1', port, agent, path = '/', onConnection}: AskOptions): Promise<Echo> {
 	return new Promise((resolve, reject) => {
-		const call = request({host: '127.0.0.1', port, path, agent: agent ?? false, timeout: answerWithinMs}, response => {
+		const call = request({host, port, path, agent: agent ?? false, timeout: answerWithinMs}, response => {
 			let body = '';
 			response.setEncoding('utf8').on('data', (text: string) => {
 				body += text;

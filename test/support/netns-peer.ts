@@ -3,6 +3,7 @@ import {createSocket} from 'node:dgram';
 import {createServer as createHttpServer, get as httpGet} from 'node:http';
 import {connect, createServer, type Socket} from 'node:net';
 import {createInterface} from 'node:readline';
+import {type Load, startLoad} from './load.ts';
 
 type Fields = Readonly<Record<string, unknown>>;
 
@@ -173,40 +174,12 @@ function get({url, withinMs = 10_000}: Fields): Promise<Fields> {
 	});
 }
 
-interface Load {
-	readonly timer: NodeJS.Timeout;
-	readonly pending: Set<Promise<void>>;
-	readonly tally: {sent: number; failed: number; firstFailure?: string};
-}
-
 let load: Load | undefined;
 
-/** Requests on a connection each, due by the clock whatever became of those before. */
-function startLoad({url, everyMs}: Fields): Fields {
-	const pending = new Set<Promise<void>>();
-	const tally: Load['tally'] = {sent: 0, failed: 0};
-	const send = (): void => {
-		const number = ++tally.sent;
-		const one = get({url}).then(({app, ...rest}) => {
-			pending.delete(one);
-			if (app) return;
-			tally.failed++;
-			tally.firstFailure ??= `request ${number} at ${new Date().toISOString()}: ${JSON.stringify(rest)}`;
-		});
-		pending.add(one);
-	};
-	load = {timer: setInterval(send, Number(everyMs)), pending, tally};
+const beginLoad = ({host, port, perSecond}: Fields): Fields => {
+	load = startLoad({host: String(host), port: Number(port), perSecond: Number(perSecond)});
 	return {};
-}
-
-async function stopLoad(): Promise<Fields> {
-	if (!load) return {};
-	const {timer, pending, tally} = load;
-	load = undefined;
-	clearInterval(timer);
-	await Promise.all(pending);
-	return tally;
-}
+};
 
 const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | unknown>> = {
 	listen,
@@ -217,8 +190,8 @@ const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | u
 	askName,
 	serveHttp,
 	get,
-	startLoad,
-	stopLoad,
+	startLoad: beginLoad,
+	stopLoad: () => load?.stop(),
 	whoAmI: () => ({pid: process.pid}),
 	seen: () => [...seen],
 	forget: () => {

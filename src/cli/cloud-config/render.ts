@@ -79,6 +79,9 @@ install_files() {
 		rpm -U "$@"
 	fi
 }
+if ! grep -q '[^x]' istio-token; then
+	cp /etc/onramp/bundle/istio-token . || fail 'the token of this user-data was scrubbed by an earlier run, and this machine has none'
+fi
 ${renderDownloads(files)}onramp join ${[directory, ...joinFlags].map(quote).join(' ')} || fail 'the machine is not in the mesh yet; see: onramp status'
 `;
 }

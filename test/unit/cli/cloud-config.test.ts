@@ -2,7 +2,7 @@ import {spawnSync} from 'node:child_process';
 import {mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import test from 'ava';
+import test, {type ExecutionContext} from 'ava';
 import {parse} from 'yaml';
 import {renderCloudConfig} from '../../../src/cli/cloud-config/render.ts';
 import {onramp} from './command.ts';
@@ -64,27 +64,51 @@ test('cloud-config › a repository of the documentation goes behind it', t => {
 	);
 });
 
+/** What the script sees of a machine. */
+function makeRoot(t: ExecutionContext): string {
+	const root = mkdtempSync(join(tmpdir(), 'onramp-cloud-'));
+	t.teardown(() => rmSync(root, {recursive: true, force: true}));
+	for (const name of ['run/onramp-join', 'etc/onramp/bundle', 'var/lib/cloud/instances/i-1', 'bin'])
+		mkdirSync(join(root, name), {recursive: true});
+	return root;
+}
+
+function runScript(root: string, onrampDoes: string) {
+	writeFileSync(join(root, 'bin/onramp'), `#!/bin/sh\n${onrampDoes}\n`, {mode: 0o755});
+	const script = scriptOf(renderCloudConfig({files, packages: [], joinFlags: []})).replaceAll(
+		/\/(run|etc|var)\//g,
+		`${root}/$1/`,
+	);
+	return spawnSync('sh', ['-c', script], {env: {PATH: `${join(root, 'bin')}:/usr/bin:/bin`}, encoding: 'utf8'});
+}
+
 test('cloud-config › the script scrubs the token, whatever joining ends with, and leaves all else as it was', t => {
 	for (const code of [0, 1]) {
-		const root = mkdtempSync(join(tmpdir(), 'onramp-cloud-'));
-		t.teardown(() => rmSync(root, {recursive: true, force: true}));
-		for (const name of ['run/onramp-join', 'var/lib/cloud/instances/i-1', 'bin'])
-			mkdirSync(join(root, name), {recursive: true});
+		const root = makeRoot(t);
 		const pickled = Buffer.from([0x80, 0, 0xff, ...Buffer.from('aaa.bbb-c_d.eee'), 0xfe, 0]);
 		writeFileSync(join(root, 'var/lib/cloud/instances/i-1/obj.pkl'), pickled, {mode: 0o400});
 		writeFileSync(join(root, 'var/lib/cloud/instances/i-1/other'), 'aaaxbbb-c_dxeee\n');
 		writeFileSync(join(root, 'run/onramp-join/istio-token'), 'aaa.bbb-c_d.eee');
-		writeFileSync(join(root, 'bin/onramp'), `#!/bin/sh\nexit ${code}\n`, {mode: 0o755});
-		const script = scriptOf(renderCloudConfig({files, packages: [], joinFlags: []}))
-			.replaceAll('/run/', `${root}/run/`)
-			.replaceAll('/var/lib/', `${root}/var/lib/`);
-		const {status} = spawnSync('sh', ['-c', script], {env: {PATH: `${join(root, 'bin')}:/usr/bin:/bin`}});
-		t.is(status, code);
+		t.is(runScript(root, `exit ${code}`).status, code);
 		const scrubbed = readFileSync(join(root, 'var/lib/cloud/instances/i-1/obj.pkl'));
 		t.deepEqual(scrubbed, Buffer.from([0x80, 0, 0xff, ...Buffer.from('x'.repeat(15)), 0xfe, 0]));
 		t.is(readFileSync(join(root, 'var/lib/cloud/instances/i-1/other'), 'utf8'), 'aaaxbbb-c_dxeee\n');
 		t.is(spawnSync('ls', [join(root, 'run/onramp-join')]).status, 2, 'the directory is gone');
 	}
+});
+
+test('cloud-config › run again with a token that is scrubbed, the script joins with the one that the machine has', t => {
+	const root = makeRoot(t);
+	const given = join(root, 'run/onramp-join/istio-token');
+	writeFileSync(given, 'xxxxxxxxxxxxxxx\n');
+	const {status, stderr} = runScript(root, 'echo joined');
+	t.is(status, 1);
+	t.regex(stderr, /^onramp: the token of this user-data was scrubbed by an earlier run, and this machine has none$/m);
+	mkdirSync(join(root, 'run/onramp-join'));
+	writeFileSync(given, 'xxxxxxxxxxxxxxx\n');
+	writeFileSync(join(root, 'etc/onramp/bundle/istio-token'), 'aaa.bbb-c_d.eee\n');
+	t.is(runScript(root, 'cat istio-token').stdout, 'aaa.bbb-c_d.eee\n');
+	t.is(readFileSync(join(root, 'etc/onramp/bundle/istio-token'), 'utf8'), 'aaa.bbb-c_d.eee\n', 'no copy of cloud-init');
 });
 
 test('cloud-config › refuses a bundle that no machine could join with, and prints nothing', async t => {
@@ -94,4 +118,11 @@ test('cloud-config › refuses a bundle that no machine could join with, and pri
 	const broken = await onramp(['cloud-config', bundle]);
 	t.is(broken.stdout, '');
 	t.is(broken.code, 78);
+	const flag = await onramp(['cloud-config', '--bundle', bundle]);
+	t.deepEqual(flag, broken, 'a flag is as good');
+	for (const words of [[], [bundle, '--bundle', bundle]]) {
+		const {code: unclear, stderr: said} = await onramp(['cloud-config', ...words]);
+		t.is(unclear, 78);
+		t.regex(said, /cloud-config: name one directory of a bundle\n +→ onramp cloud-config BUNDLE, or /);
+	}
 });
