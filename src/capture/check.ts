@@ -1,4 +1,5 @@
 import type {CaptureConfig} from '../config/index.ts';
+import {AgentError} from '../errors.ts';
 import {type AppliedSettings, applyCapture, type CaptureDeps, rulesAreIn, verifyCapture} from './capture.ts';
 import {exists, placesIn, readJson} from './confirm.ts';
 import {readOutcome, writeOutcome} from './outcome.ts';
@@ -41,6 +42,14 @@ export async function checkCapture(
 		await writeOutcome(stateDir, {state: 'drifted', reason});
 		return {problems, isRepaired: false};
 	}
-	await applyCapture(deps, signal, {isForced: true, onlyIf: () => exists(places.applied)});
+	// Somebody may be changing them at this moment, and not have said yet by which settings.
+	const onlyIf = async () =>
+		(await exists(places.applied)) && (await readJson<AppliedSettings>(places.settings))?.plan === settings.plan;
+	try {
+		await applyCapture(deps, signal, {isForced: true, onlyIf});
+	} catch (error) {
+		if (error instanceof AgentError && error.code === 'capture.busy') return nothing;
+		throw error;
+	}
 	return {problems, isRepaired: true};
 }
