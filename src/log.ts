@@ -1,5 +1,6 @@
 import pino from 'pino';
 import {AgentError} from './errors.ts';
+import {isJournal} from './journal.ts';
 
 export type Logger = pino.Logger;
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error' | 'silent';
@@ -63,7 +64,7 @@ export function createLogger({level, format, fd = 2}: LogSettings): Logger {
 		serializers: {err: serializeError},
 	};
 	if (format === 'json') return pino({...options, formatters: {level: label => ({level: label})}}, destination);
-	const journal = process.env['JOURNAL_STREAM'] !== undefined;
+	const journal = isJournal(fd);
 	return pino(options, {write: (line: string) => destination.write(renderText(line, journal))});
 }
 

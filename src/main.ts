@@ -1,16 +1,20 @@
 import {parsePlainFlags} from './cli/plain-run.ts';
 import {AgentError, exitCodeOf, reasonOf} from './errors.ts';
+import {isJournal} from './journal.ts';
 
 /** What a person sees of a failure: the message, then what to do. Stack traces are for bugs. */
 function report(error: unknown): void {
 	// Our own errors say all in one sentence, causes included.
 	const reason = error instanceof AgentError ? error.message : reasonOf(error);
-	process.stderr.write(`onramp: ${reason}\n`);
+	const lines = [`onramp: ${reason}`];
 	if (error instanceof AgentError) {
-		if (error.hint && !reason.includes(error.hint)) process.stderr.write(`  → ${error.hint}\n`);
+		if (error.hint && !reason.includes(error.hint)) lines.push(`  → ${error.hint}`);
 	} else if (error instanceof Error) {
-		process.stderr.write(`${error.stack ?? ''}\n`);
+		lines.push(error.stack ?? '');
 	}
+	const text = lines.join('\n');
+	// In the journal each line is an entry, whose priority is asked for (`journalctl -p err`).
+	process.stderr.write(`${isJournal(2) ? text.replace(/^/gm, '<3>') : text}\n`);
 }
 
 /** The release the packages bring and the tests run on; older ones lack what certificates are checked with. */

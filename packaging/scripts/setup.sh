@@ -59,7 +59,12 @@ after_upgrade() {
 	load_settings_of_the_kernel
 	has_systemd || return 0
 	systemctl daemon-reload || :
-	systemctl --no-block try-restart onramp-agent.service || :
+	if systemctl -q is-failed onramp-agent.service; then
+		# What ended it may be mended, and the restart of that one lets it try again.
+		systemctl --no-block try-restart onramp.service || :
+	else
+		systemctl --no-block try-restart onramp-agent.service || :
+	fi
 }
 
 before_remove() {

@@ -124,11 +124,12 @@ export interface BootedWorld {
 	bundle(group: 'a' | 'b'): Promise<string>;
 }
 
-export async function makeBootedWorld(t: ExecutionContext): Promise<BootedWorld> {
+/** @param graceSeconds - how long the control plane keeps the entry of a machine that is away; istiod's own is 10 s */
+export async function makeBootedWorld(t: ExecutionContext, graceSeconds = 10): Promise<BootedWorld> {
 	const world = await makeWorld(t, {ipv6: false});
 	await chmod(world.directory, 0o755);
 	const second = await addVm(t, world);
-	const control = await startControlPlane(world, {a: {vip: vips.a}, b: {vip: vips.b}}, 10);
+	const control = await startControlPlane(world, {a: {vip: vips.a}, b: {vip: vips.b}}, graceSeconds);
 	const namespaceOf = {a: world.vm, b: second};
 	const bundle = async (group: 'a' | 'b'): Promise<string> => {
 		const directory = join(world.directory, `bundle-${group}`);

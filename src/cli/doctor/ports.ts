@@ -1,5 +1,6 @@
 import {AgentError} from '../../errors.ts';
 import {checkPortsFree} from '../../proxy/ports.ts';
+import {isEnvoyServed} from './service.ts';
 import {type Finding, fail, ok, skip, withConfig} from './types.ts';
 
 /** Whether the ports that agent and Envoy will listen on are free; an agent that runs has them. */
@@ -8,7 +9,8 @@ export const ports = withConfig('ports', async ({proxy, status, dns}, {report}):
 	const wanted: readonly (readonly [string, string, number])[] = [
 		[status.address, 'status.port', status.port],
 		...(dns.mode === 'off' ? [] : dns.addresses.map(address => [address, 'dns.port', dns.port] as const)),
-		...(proxy.mode === 'spawn'
+		// An Envoy of a unit goes on without an agent, and is to keep them.
+		...(proxy.mode === 'spawn' && !(await isEnvoyServed())
 			? ([
 					[proxy.listenAddress, 'proxy.readiness-port', proxy.readinessPort],
 					[proxy.listenAddress, 'proxy.metrics-port', proxy.metricsPort],

@@ -25,19 +25,30 @@ export const service: Check = {
 		// One of them rests, unless it takes over from the other.
 		const isServed = units.some(({Id, ActiveState}) => envoys.includes(Id) && ActiveState === 'active');
 		const rests = ({Id, ActiveState}: Unit) => isServed && envoys.includes(Id) && ActiveState === 'inactive';
-		return units.filter(unit => !rests(unit)).map(judge);
+		const isStarted = units.some(({Id, ActiveState}) => Id === 'onramp.service' && ActiveState === 'active');
+		return units.filter(unit => !rests(unit)).map(unit => judge(unit, isStarted));
 	},
 };
 
-function judge(unit: Unit): Finding {
+/** Whether units run our Envoy, with or without an agent. */
+export const isEnvoyServed = async (): Promise<boolean> =>
+	(await show()).some(({Id, ActiveState}) => envoys.includes(Id) && ActiveState === 'active');
+
+/** @param isStarted - so that what does not run has been stopped alone, or waits */
+function judge(unit: Unit, isStarted: boolean): Finding {
 	const {Id, LoadState, ActiveState, SubState, Result, NRestarts, UnitFileState} = unit;
 	if (LoadState !== 'loaded') return fail(`${Id} is ${LoadState}`, `systemctl status ${Id}; systemctl unmask ${Id}`);
 	const state = `${Id} is ${ActiveState} (${SubState})`;
 	if (ActiveState === 'failed')
-		return fail(`${state}: ${Result}`, `journalctl -u ${Id} -n 50; systemctl restart onramp`);
+		return fail(
+			`${state}: ${Result}; it is not started again by itself`,
+			`journalctl -u ${Id} -n 50; once it is mended: systemctl restart onramp`,
+		);
 	if (SubState === 'auto-restart')
 		return fail(`${state}: ${Result}`, `it ends again and again: journalctl -u ${Id} -n 50`);
-	if (ActiveState !== 'active') return warn(state, 'onramp join BUNDLE, or systemctl enable --now onramp');
+	if (ActiveState === 'activating') return warn(state, `what it waits for: systemctl status ${Id}`);
+	if (ActiveState !== 'active')
+		return warn(state, isStarted ? `systemctl start ${Id}` : 'onramp join BUNDLE, or systemctl enable --now onramp');
 	if (Number(NRestarts) > 0) return warn(`${state}, restarted ${NRestarts} times`, `journalctl -u ${Id}`);
 	if (UnitFileState === 'disabled') return warn(`${state}, and will not start at boot`, 'systemctl enable onramp');
 	return ok(state);
