@@ -74,6 +74,24 @@ export class LiveTables {
 			: `before "${foreign[this.placeFor(table, from) - 1]}"`;
 	}
 
+	/**
+	 * Rules of others that lead to another port of this machine, in one of the kernel's chains or in a chain that it
+	 * leads to.
+	 * @param first - only so many rules of that chain
+	 */
+	redirectsFrom(table: string, builtIn: string, first = Number.POSITIVE_INFINITY): readonly string[] {
+		const own = new Set(this.chainsOf(table));
+		const chains = new Set([builtIn]);
+		const found: string[] = [];
+		// A set is walked to its end, also what is added on the way.
+		for (const chain of chains)
+			for (const line of this.#foreignRules(table, chain).slice(0, chain === builtIn ? first : undefined)) {
+				if (targetOf(line) === 'REDIRECT') found.push(line);
+				else if (own.has(targetOf(line))) chains.add(targetOf(line));
+			}
+		return found;
+	}
+
 	#foreignRules(table: string, chain: string): readonly string[] {
 		return this.rulesOf(table).filter(line => chainOf(line) === chain && !targetOf(line).startsWith(ownPrefix));
 	}

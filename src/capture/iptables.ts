@@ -1,6 +1,7 @@
 import {hash} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
+import {findBeforeJump, findInFront} from './in-front.ts';
 import {type LiveTables, ownPrefix} from './iptables-save.ts';
 import {Kernel, type NftObject, programOf, type Xtables} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
@@ -82,7 +83,11 @@ export function iptablesBackend(name: Xtables, run: Run): Backend {
 					families.map(async family => [family, await kernel.tablesWith(ownPrefix, name, family)] as const),
 				),
 			);
-			return hasOwn(live) ? describe(live) : undefined;
+			if (!hasOwn(live)) return undefined;
+			const inFront = [...live].flatMap(([family, saved]) =>
+				findBeforeJump(programOf(name, family, 'save').replace('-save', ''), saved),
+			);
+			return {...describe(live), inFront: [...inFront, ...(await findInFront(name, kernel))]};
 		},
 		check: async (plan, kernel) => {
 			const check = async ([family, text]: readonly [Family, string]) => {
@@ -295,7 +300,6 @@ function describe(live: Live): LiveRules & {readonly fingerprint: string} {
 				: loadedFingerprint === undefined
 					? 'the load of the rules was cut short'
 					: 'the rules have been changed since they were loaded',
-		// Those are told as a jump that is not where it belongs, which a new load mends.
 		inFront: [],
 		missing,
 		redirects,

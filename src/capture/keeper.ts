@@ -223,7 +223,7 @@ class Keeper implements CaptureKeeper {
 		if (nowMs < dueMs && this.#look && !(await hasChanged(this.#look, this.#mustLook(nowMs)))) return;
 		if (this.#stopping.signal.aborted) return;
 		this.#checkedAtMs = nowMs;
-		await this.#do({kind: 'check', config, isRepaired});
+		await this.#do({kind: 'check', config, isRepaired, known: this.#rules?.plan});
 	}
 
 	/** Of iptables-legacy the kernel tells nothing. */
@@ -246,7 +246,7 @@ class Keeper implements CaptureKeeper {
 				if (repaired.length > 0) {
 					this.#repairs++;
 					log.warn({problems: repaired}, 'the rules of capture had been changed; they were put right');
-				} else if (this.#state !== 'in')
+				} else if (this.#state !== 'in' || isChanged)
 					log.info({backend, rules: count, isChanged, wasOnTrial, notes}, 'traffic is captured');
 				this.#monitor ??= (this.#deps.listen ?? startMonitor)(
 					captureMonitors,

@@ -1,5 +1,6 @@
 import {AgentError} from '../errors.ts';
 import type {Backend, LiveRules} from './backend.ts';
+import {findInFront} from './in-front.ts';
 import type {Kernel, NftObject} from './kernel.ts';
 import {failureOf, mustRun, type Run} from './programs.ts';
 import {aboutChain, renderNft, renderRemoval, tableName} from './render-nft.ts';
@@ -33,9 +34,8 @@ export function nftBackend(run: Run): Backend {
 		},
 		render,
 		read: async kernel => {
-			const objects = await rulesOf(kernel);
-			const tables = ownTables(objects);
-			return tables.size === 0 ? undefined : describe(tables, findInFront(objects));
+			const tables = ownTables(await rulesOf(kernel));
+			return tables.size === 0 ? undefined : describe(tables, await findInFront('nft', kernel));
 		},
 		check: async (plan, kernel) => hand(['-c', '-f', '-'], await render(plan, kernel)),
 		load: async (plan, kernel) => hand(['-f', '-'], await render(plan, kernel)),
@@ -132,27 +132,3 @@ function describe(tables: ReadonlyMap<Family, readonly NftObject[]>, inFront: re
 /** What of a chain or a table can be changed in place: the policy, and that it sleeps. */
 const isAsMade = ({policy = 'accept', flags}: Readonly<Record<string, unknown>> = {}): boolean =>
 	policy === 'accept' && flags === undefined;
-
-/** Priority of our nat_output: what redirects before it takes connections from us. */
-const ownOutputPriority = -105;
-
-/** Chains of others that rewrite or untrack outgoing packets before our rules see them. */
-function findInFront(objects: readonly NftObject[]): readonly string[] {
-	const found: string[] = [];
-	for (const {rule} of objects) {
-		if (!rule || rule['table'] === tableName) continue;
-		const place = `table ${String(rule['family'])} ${String(rule['table'])}, chain ${String(rule['chain'])}`;
-		const expressions = rule['expr'] as readonly Record<string, unknown>[];
-		if (expressions.some(each => 'notrack' in each))
-			found.push(`${place}: untracks packets, which nothing can then redirect`);
-		const chain = objects.find(
-			({chain: each}) =>
-				each && each['family'] === rule['family'] && each['table'] === rule['table'] && each['name'] === rule['chain'],
-		)?.['chain'];
-		const isBefore =
-			chain?.['hook'] === 'output' && chain['type'] === 'nat' && Number(chain['prio']) <= ownOutputPriority;
-		if (isBefore && expressions.some(each => 'redirect' in each || 'dnat' in each))
-			found.push(`${place}: redirects connections before our rules`);
-	}
-	return [...new Set(found)];
-}

@@ -5,6 +5,7 @@ import {systemClock} from '../lifecycle/index.ts';
 import type {BackendName} from './backend.ts';
 import {applyCapture, type CaptureDeps, prepareCapture, type Removed, removeCapture, verifyCapture} from './capture.ts';
 import {awaitTrial, exists, placesIn, rolledBack} from './confirm.ts';
+import {hasMovedOn} from './follow.ts';
 import {type Look, lookAt} from './look.ts';
 import {probesFor} from './probes.ts';
 import {runProgram} from './programs.ts';
@@ -13,7 +14,8 @@ import type {Plan} from './rules.ts';
 /**
  * What an agent has a process of its own do, so that it holds none of this code itself. One message in JSON each way.
  * - `apply`: puts the rules in; those that have not held here before are on trial first
- * - `check`: compares them with the plan, and with `isRepaired` puts them right
+ * - `check`: compares them with the plan, and with `isRepaired` puts them right; without it they only follow what has
+ *   changed on this machine
  * - `remove`: takes them away, as `capture.on-agent-down` says
  */
 export type StepRequest =
@@ -26,7 +28,13 @@ export type StepRequest =
 			readonly trialMs: number;
 			readonly proxyUid: number;
 	  }
-	| {readonly kind: 'check'; readonly config: CaptureConfig; readonly isRepaired: boolean}
+	| {
+			readonly kind: 'check';
+			readonly config: CaptureConfig;
+			readonly isRepaired: boolean;
+			/** Digest of the rules as they were when they were last found to be as planned. */
+			readonly known: string | undefined;
+	  }
 	| {readonly kind: 'remove'; readonly config: CaptureConfig};
 
 export type StepReply =
@@ -55,7 +63,7 @@ export async function performStep(request: StepRequest, signal: AbortSignal): Pr
 			case 'apply':
 				return await apply(deps, request, signal);
 			case 'check':
-				return await check(deps, request.isRepaired, signal);
+				return await check(deps, request, signal);
 			case 'remove': {
 				return {kind: 'removed', ...(await removeCapture(deps))};
 			}
@@ -88,18 +96,25 @@ async function apply(
 	return {kind: 'in', rules, isChanged, wasOnTrial: isOnTrial};
 }
 
-async function check(deps: CaptureDeps, isRepaired: boolean, signal: AbortSignal): Promise<StepReply> {
+async function check(
+	deps: CaptureDeps,
+	{isRepaired, known}: Extract<StepRequest, {kind: 'check'}>,
+	signal: AbortSignal,
+): Promise<StepReply> {
 	const places = placesIn(deps.config.stateDir);
 	if (!(await exists(places.applied))) return {kind: 'out'};
 	// Before the comparison: what changes in between is then seen at the next look.
 	const {backend: wanted, plan: planned} = await prepareCapture(deps);
 	const seen = await describe(wanted.name, planned, planned.notes, []);
-	const {problems} = await verifyCapture(deps);
+	const verified = await verifyCapture(deps);
+	const {problems} = verified;
 	if (problems.length === 0) return {kind: 'in', rules: seen, isChanged: false, wasOnTrial: false};
+	const isFollowing = await hasMovedOn(verified, known, deps.config);
 	// A change that waits for its confirmation is somebody else's to end.
-	if (!isRepaired || (await exists(places.pending))) return {kind: 'drifted', problems, look: seen.look};
+	if (!(isRepaired || isFollowing) || (await exists(places.pending)))
+		return {kind: 'drifted', problems, look: seen.look};
 	const {backend, plan, notes} = await applyCapture(deps, signal, {isForced: true});
-	const rules = await describe(backend, plan, notes, problems);
+	const rules = await describe(backend, plan, notes, isFollowing ? [] : problems);
 	const {problems: left} = await verifyCapture(deps);
 	return left.length === 0
 		? {kind: 'in', rules, isChanged: true, wasOnTrial: false}

@@ -5,6 +5,8 @@ import type {Plan} from './rules.ts';
 
 export interface Through {
 	readonly isGood: boolean;
+	/** Where nothing was sent, nothing is said against it. */
+	readonly isSent: boolean;
 	readonly text: string;
 }
 
@@ -30,18 +32,21 @@ export async function probeThrough({config}: CaptureDeps, plan: Plan): Promise<r
 		if (evaluate(plan, packet).fate !== 'captured') {
 			results.push({
 				isGood: true,
-				text: `${name}: no packet was sent, as the rules do not capture one to ${destination} from this user`,
+				isSent: false,
+				text: `${name}: NOT checked whether packets reach Envoy: no packet was sent, as the rules do not capture one to ${destination} from this user (uid ${packet.uid})`,
 			});
 			continue;
 		}
 		const isAnswered = await answersTcp(destination, port);
 		// Where Envoy has no IPv6 listener, a refusal is what is planned.
-		if (isAnswered) results.push({isGood: true, text: `${name}: a packet to ${destination} reached Envoy`});
+		if (isAnswered)
+			results.push({isGood: true, isSent: true, text: `${name}: a packet to ${destination} reached Envoy`});
 		else if (name === 'IPv6' && !(await answersTcp('::1', config.outboundPort)))
-			results.push({isGood: true, text: `${name}: Envoy has no listener, connections are refused`});
+			results.push({isGood: true, isSent: true, text: `${name}: Envoy has no listener, connections are refused`});
 		else
 			results.push({
 				isGood: false,
+				isSent: true,
 				text: `${name}: a packet to ${destination} did not reach Envoy at port ${config.outboundPort}`,
 			});
 	}

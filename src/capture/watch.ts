@@ -4,6 +4,7 @@ import {startMonitor} from '../lifecycle/monitor.ts';
 import type {Logger} from '../log.ts';
 import {applyCapture, type CaptureDeps, verifyCapture, withdrawCapture} from './capture.ts';
 import {exists, placesIn} from './confirm.ts';
+import {hasMovedOn} from './follow.ts';
 import {hasLegacyTables} from './iptables-save.ts';
 import {checkListeners} from './listeners.ts';
 import {captureMonitors} from './monitors.ts';
@@ -82,6 +83,10 @@ class Watcher {
 	#goneSinceMs: number | undefined;
 	/** As it was at the last look; what Envoy has to answer on. */
 	#plan: Plan | undefined;
+	/** Digest of what was last found to be as planned. */
+	#known: string | undefined;
+	/** What a repair has left as it was. */
+	#unmended = '';
 
 	constructor(deps: WatchDeps, signal: AbortSignal) {
 		this.#deps = deps;
@@ -131,13 +136,32 @@ class Watcher {
 
 	async #lookForDrift(): Promise<void> {
 		const {config, log} = this.#deps;
-		const {problems, plan} = await verifyCapture(this.#deps);
+		const verified = await verifyCapture(this.#deps);
+		const {problems, plan} = verified;
 		this.#plan = plan;
-		if (problems.length === 0) return this.#tell('', () => log.info('the rules are as planned again'));
+		log.debug({problems}, 'looked at the rules');
+		if (problems.length === 0) {
+			if (this.#known === undefined) log.info({plan: plan.digest}, 'the rules are as planned: looking after them');
+			this.#known = plan.digest;
+			return this.#tell('', () => log.info('the rules are as planned again'));
+		}
+		if (await hasMovedOn(verified, this.#known, config)) {
+			await this.#load();
+			return log.info({plan: plan.digest}, 'this machine has changed: the rules have followed');
+		}
 		const text = problems.join('; ');
 		if (config.onDrift === 'report')
 			return this.#tell(text, () => log.warn({problems}, 'the rules are not as planned'));
+		// Loaded once more, they would be as they are, and what tells of changes would tell of that for ever.
+		if (text === this.#unmended) return;
 		this.#tell(text, () => log.warn({problems}, 'the rules were changed: repairing them'));
+		await this.#load();
+		const {problems: left} = await verifyCapture(this.#deps);
+		this.#unmended = left.join('; ');
+		if (left.length > 0) log.warn({problems: left}, 'the rules could not be put right');
+	}
+
+	async #load(): Promise<void> {
 		await applyCapture(this.#deps, this.#signal, {isForced: true, onlyIf: () => exists(this.#places.applied)});
 	}
 

@@ -1,5 +1,4 @@
 import test from 'ava';
-import {until} from '../../support/mesh.ts';
 import {address, backends, makeWorld, skippedWithout, toolsOf} from '../../support/netns.ts';
 
 /** As dockerd makes them for a container with a published port; the container is a namespace's own address here. */
@@ -93,41 +92,4 @@ test.serial('neighbours › rules of Istio’s own tool are refused by name, or 
 	t.false((await world.dump()).includes('ISTIO_'));
 	await world.capture(['remove']);
 	t.not(before, theirs);
-});
-
-test.serial('drift › a table that somebody flushed is repaired within seconds', async t => {
-	if (skippedWithout(t)) return;
-	const world = await makeWorld(t);
-	const {vm, far} = world;
-	await world.startEnvoy();
-	const [app, outside] = [await vm.peer(), await far.peer(0)];
-	await outside.listen('0.0.0.0', 80);
-	t.is((await world.capture(['apply'])).code, 0);
-	vm.spawn(world.captureCommand(['watch']), {stdio: 'ignore'});
-	await until('the kernel to be listened to', async () => (await world.processes()).includes('nft monitor'));
-	for (const change of [
-		['flush', 'ruleset'],
-		['delete', 'table', 'ip', 'onramp'],
-		['flush', 'chain', 'ip', 'onramp', 'nat_output'],
-		['insert', 'rule', 'ip', 'onramp', 'nat_output', 'accept'],
-	]) {
-		await vm.must('nft', change);
-		await until(`repair after ${change.join(' ')}`, async () => (await world.capture(['verify'])).code === 0);
-		t.like(await app.ask(address.far.ip, 80), {via: 'envoy'}, change.join(' '));
-	}
-});
-
-test.serial('drift › reported and left alone where the settings say so', async t => {
-	if (skippedWithout(t)) return;
-	const world = await makeWorld(t, {flags: ['--capture-on-drift', 'report']});
-	await world.startEnvoy();
-	t.is((await world.capture(['apply'])).code, 0);
-	const lines: string[] = [];
-	const watch = world.vm.spawn([...world.captureCommand(['watch']), '--log-format', 'json'], {
-		stderr: text => lines.push(text),
-	});
-	t.truthy(watch.pid);
-	await world.vm.must('nft', ['flush', 'chain', 'ip', 'onramp', 'nat_output']);
-	await until('the report', () => lines.join('').includes('ip nat_output: 0 rules, wanted'));
-	t.is((await world.capture(['verify'])).code, 1);
 });
