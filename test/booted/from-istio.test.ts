@@ -136,7 +136,13 @@ test.serial(
 		t.like(before, {istio: 'active', isEnabled: 'enabled', onramp: 'inactive', dropIns: null});
 		t.regex(before.rules, /ISTIO_OUTPUT/);
 
+		await a.machine.must('install -d -m 0700 /run/onramp-from-istio-99999999-killed');
 		const plan = await a.machine.must('onramp join --from-istio --dry-run');
+		t.is(
+			await a.machine.must('ls /run | grep onramp-from-istio || true'),
+			'',
+			'no copy of the token stays, nor one of a killed command',
+		);
 		t.regex(
 			plan,
 			/istio-token: \/var\/run\/secrets\/tokens\/istio-token[\s\S]*5\. istio.service is disabled[\s\S]*nothing was changed/,

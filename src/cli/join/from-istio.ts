@@ -1,6 +1,5 @@
 import {existsSync} from 'node:fs';
 import {lchown, mkdir, mkdtemp, readdir, rm, stat, writeFile} from 'node:fs/promises';
-import {tmpdir} from 'node:os';
 import {dirname, join} from 'node:path';
 import type {Config} from '../../config/types.ts';
 import {AgentError, reasonOf} from '../../errors.ts';
@@ -34,7 +33,7 @@ export interface FromIstioOptions extends Omit<JoinOptions, 'isInstallOnly'> {
 export async function joinFromIstio(target: string, flags: Flags, options: FromIstioOptions): Promise<number> {
 	await refuseElsewhere();
 	const machine = await lookAtIstio();
-	const bundle = await mkdtemp(join(tmpdir(), 'onramp-from-istio-'));
+	const bundle = await makePlace();
 	try {
 		await writeBundle(machine, bundle);
 		const {config} = await loadFrom({...flags, bundle});
@@ -53,6 +52,17 @@ export async function joinFromIstio(target: string, flags: Flags, options: FromI
 	} finally {
 		await rm(bundle, {recursive: true, force: true});
 	}
+}
+
+/** For a copy that holds the token: in memory, root's alone. One that was killed has left its own. */
+async function makePlace(): Promise<string> {
+	const [directory, prefix] = ['/run', 'onramp-from-istio-'];
+	for (const name of await readdir(directory)) {
+		const [, pid] = name.startsWith(prefix) ? (/-(\d+)-\w+$/.exec(name) ?? []) : [];
+		if (pid !== undefined && !existsSync(`/proc/${pid}`))
+			await rm(join(directory, name), {recursive: true, force: true});
+	}
+	return mkdtemp(join(directory, `${prefix}${process.pid}-`));
 }
 
 async function refuseElsewhere(): Promise<void> {
