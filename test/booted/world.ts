@@ -159,17 +159,24 @@ export async function install({machine}: Pick<Vm, 'machine'>, packages: Packages
 	return machine.must(`dpkg --force-unsafe-io -i ${files.map(file => `/root/${file}`).join(' ')} && rm /root/*.deb`);
 }
 
+/** What `onramp cloud-config` prints. */
+export async function userData(bundle: string, ...words: readonly string[]): Promise<string> {
+	const {stdout} = await run(process.execPath, [await buildAgent(), 'cloud-config', '--bundle', bundle, ...words]);
+	return stdout;
+}
+
 /** What a machine has to be given so that it joins at its first boot, the packages lying on its disk. */
 export async function seedFor(
 	bundle: string,
 	packages: Packages,
 ): Promise<Required<Pick<MachineOptions, 'seed' | 'files'>>> {
 	const files = (['onramp-envoy', 'onramp'] as const).map(name => packages.of(name));
-	const words = ['cloud-config', bundle, '--package', files.map(file => `/root/${file}`).join(',')];
-	const settings = ['--proxy-concurrency', '1', '--proxy-termination-drain', '2s'];
-	const {stdout} = await run(process.execPath, [await buildAgent(), ...words, ...settings]);
+	const words = ['--package', files.map(file => `/root/${file}`).join(','), '--proxy-concurrency', '1'];
 	return {
-		seed: {'user-data': stdout, 'meta-data': 'instance-id: i-1\n'},
+		seed: {
+			'user-data': await userData(bundle, ...words, '--proxy-termination-drain', '2s'),
+			'meta-data': 'instance-id: i-1\n',
+		},
 		files: Object.fromEntries(files.map(file => [`/root/${file}`, join(packages.directory, file)])),
 	};
 }
