@@ -49,6 +49,8 @@ export function parseConfig(
 	const process = processVariables(env);
 	const assignments = readFile(bundle?.clusterEnv, findings, parseClusterEnv);
 	const ofBundle = readBundleVariables(bundle, meshes, assignments ?? new Map());
+	// Before the look for cuts: of a file that cannot be read nothing more is said.
+	const hosts = readFile(bundle?.hosts, findings, parseHosts) ?? new Map();
 	if (bundle?.isDirectory) reportCuts(bundle, meshes, assignments, findings, doubts);
 	const configs = [...readProxyConfigVariable(process, ofBundle, findings), ...meshes];
 	const resolver = new Resolver(
@@ -64,7 +66,7 @@ export function parseConfig(
 		[process, ofBundle],
 		findings,
 	);
-	const config = buildConfig(resolver, sources, configs);
+	const config = buildConfig(resolver, sources, configs, hosts);
 	findConflicts(config, resolver);
 	findings.throwIfAny();
 	return deepFreeze({config, origins: resolver.origins, warnings: findings.warnings});
@@ -74,8 +76,8 @@ function buildConfig(
 	resolver: Resolver,
 	{bundle, host, credentialPath}: Sources,
 	configs: readonly MeshSource[],
+	hosts: ReadonlyMap<string, readonly string[]>,
 ): Config {
-	const {findings} = resolver;
 	const stateDir = resolver.take(table.stateDir);
 	const runDir = resolver.take(table.runDir);
 	resolver.useDirectories({'state-dir': stateDir, 'run-dir': runDir});
@@ -84,7 +86,7 @@ function buildConfig(
 	const controlPlane = readControlPlane(resolver, {
 		credentialPath,
 		bundle,
-		hosts: readFile(bundle?.hosts, findings, parseHosts) ?? new Map(),
+		hosts,
 		authPolicy: configs.find(({parsed}) => 'controlPlaneAuthPolicy' in parsed.fields)?.parsed.fields[
 			'controlPlaneAuthPolicy'
 		],

@@ -2,7 +2,11 @@ import {readFile, rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import anyTest, {type TestFn} from 'ava';
 import {startSandbox} from '../../../src/sandbox/index.ts';
+import {enterOwnNetwork} from '../../support/own-network.ts';
 import {complaints, emptyState, listFiles, makeWorld, spoken, untilClosed, type World} from './world.ts';
+
+// Where that is permitted: no question for a name leaves this machine.
+enterOwnNetwork();
 
 const test = anyTest as TestFn<{world: World}>;
 
@@ -15,7 +19,7 @@ test.afterEach.always(t => t.context.world.end());
 /** A file of the bundle, damaged; what is said of it after its path. */
 interface Damage {
 	readonly title: string;
-	readonly file: 'cluster.env' | 'mesh.yaml';
+	readonly file: 'cluster.env' | 'mesh.yaml' | 'hosts';
 	/** Undefined takes the file away. */
 	readonly damage: (content: string) => string | Buffer | undefined;
 	readonly says: RegExp;
@@ -63,6 +67,12 @@ const damages: readonly Damage[] = [
 	{
 		title: 'mesh.yaml binary',
 		file: 'mesh.yaml',
+		damage: () => binary,
+		says: /^:1: is binary: it holds a NUL byte; copy the file again/,
+	},
+	{
+		title: 'hosts binary',
+		file: 'hosts',
 		damage: () => binary,
 		says: /^:1: is binary: it holds a NUL byte; copy the file again/,
 	},
@@ -115,6 +125,30 @@ for (const {title, file, damage, says} of damages) {
 		t.deepEqual(await listFiles('/tmp/onramp-hostile'), []);
 	});
 }
+
+test('faults › bundle › hosts missing is told with the line it needs and waited for, and the agent joins with it', async t => {
+	const {world} = t.context;
+	const bundle = await world.bundle();
+	const path = join(bundle, 'hosts');
+	const good = await readFile(path, 'utf8');
+	await rm(path);
+	const workload = await world.workload({bundle});
+	workload.start();
+	const gate = await untilClosed(
+		workload,
+		'identity',
+		/^no certificate yet: look up control plane istiod\.istio-system\.svc:\d+: no address found$/,
+	);
+	t.regex(gate.hint!, /add "ADDRESS istiod\.istio-system\.svc" to the bundle's hosts file/);
+	await untilClosed(workload, 'registration', /istiod\.istio-system\.svc:\d+: no address found/);
+	t.is(complaints(workload, 'relay').length, 1, complaints(workload).join('\n'));
+	t.deepEqual(await listFiles(workload.stateDir), emptyState);
+
+	await writeFile(path, good);
+	t.is(await workload.stop(), 0);
+	workload.start();
+	await workload.untilReady();
+});
 
 const anotherRoot = async (): Promise<string> => {
 	const other = await startSandbox();

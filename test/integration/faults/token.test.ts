@@ -14,7 +14,7 @@ test.afterEach.always(t => t.context.world.end());
 interface Case {
 	readonly title: string;
 	/** The token that lies there; undefined for none. */
-	readonly token: (world: World) => string | undefined;
+	readonly token: (world: World) => string | Buffer | undefined;
 	readonly code: string;
 	readonly reason: RegExp;
 }
@@ -32,6 +32,13 @@ const unusable: readonly Case[] = [
 		token: () => '\n',
 		code: 'identity.token_empty',
 		reason: /^locked out: .*read token \S+\/istio-token: it is empty$/,
+	},
+	{
+		title: 'a binary file for a token',
+		token: () => Buffer.from([0x7f, 0x45, 0x4c, 0x46, 0, 0xff, 0x2e, 0x2e]),
+		code: 'identity.token_malformed',
+		reason:
+			/^locked out: .*read token \S+\/istio-token: it is not a JSON Web Token \(three base64url parts separated by dots\)$/,
 	},
 	{
 		title: 'an expired token',

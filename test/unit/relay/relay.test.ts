@@ -6,7 +6,8 @@ import {versionOf} from '../../../src/relay/cache.ts';
 import {anyOf, contentOf, settle, until} from '../../support/fake-ads.ts';
 import {edsCluster, relayConfig, resource, setUpRelay} from '../../support/relay.ts';
 
-const {cluster: cds, endpoint: eds, listener: lds, nameTable: nds, route: rds} = typeUrl;
+const {cluster: cds, endpoint: eds, listener: lds, nameTable: nds, proxyConfig: pcds, route: rds} = typeUrl;
+const root = '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n';
 
 test('relay › asks for clusters and listeners before any Envoy is there, naming the node once', async t => {
 	const {relay, upstream} = setUpRelay();
@@ -494,6 +495,28 @@ test('relay › takes in the name table itself and refuses one it cannot read', 
 	t.is(tables.length, 1);
 	await relay.stop();
 });
+
+for (const [what, body] of [
+	['an entry that is no certificate', new FieldWriter().strings(34, [root, 'not a certificate']).finish()],
+	['bytes that are no message', Buffer.from([0x92, 0x02, 0xff, 0x01])],
+	['an entry longer than the message', Buffer.from([0x92, 0x02, 0x40, 0x2d])],
+] as const)
+	test(`relay › takes in the roots of the mesh itself, and refuses ${what}, after which the earlier ones count`, async t => {
+		const seen: (readonly string[])[] = [];
+		const config = {...relayConfig, isProxyConfigWanted: true};
+		const {upstream, relay} = setUpRelay({config, onTrustBundle: roots => seen.push(roots)});
+		relay.begin();
+		const stream = await upstream.stream(1);
+		const wrap = (bytes: Buffer) => new FieldWriter().string(1, pcds).bytes(2, bytes).finish();
+		const good = stream.send(pcds, [['', wrap(new FieldWriter().strings(34, [root]).finish())]]);
+		t.is((await stream.answerTo(good)).error, undefined);
+		const bad = stream.send(pcds, [['', wrap(body)]]);
+		const {error} = await stream.answerTo(bad);
+		t.is(error?.code, 13);
+		t.not(error?.message, '');
+		t.deepEqual(seen, [[root]]);
+		await relay.stop();
+	});
 
 test('relay › sends the health report after the listeners are asked for, and again on each new stream', async t => {
 	const {upstream, relay, clock} = setUpRelay();
