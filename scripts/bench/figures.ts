@@ -45,8 +45,9 @@ export interface Memory {
 	readonly anonymous: number;
 }
 
-export function readMemory(pid: number): Memory {
-	const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
+export const readMemory = (pid: number): Memory => parseMemory(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'));
+
+export function parseMemory(text: string): Memory {
 	const mib = (name: string): number =>
 		Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(text)?.[1] ?? Number.NaN) / 1024;
 	return {rss: mib('Rss'), private: mib('Private_Clean') + mib('Private_Dirty'), anonymous: mib('Anonymous')};
