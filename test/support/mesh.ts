@@ -165,6 +165,7 @@ export interface Parts {
 			readonly lastError?: {readonly code: string};
 		};
 		readonly rejections: readonly unknown[];
+		readonly removals: readonly {readonly name: string; readonly lost: string}[];
 		readonly snapshot: {readonly savedAt?: string; readonly isBehind: boolean; readonly problem?: string};
 		readonly servingSaved?: string;
 		readonly resources: Readonly<Record<string, number>>;

@@ -4,10 +4,10 @@ import {createServer} from 'node:http';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test from 'ava';
-import type {LocalWorkload} from '../../../src/sandbox/local-workload.ts';
+import {freePorts, type LocalWorkload} from '../../../src/sandbox/local-workload.ts';
 import type {StatusReport} from '../../../src/status/index.ts';
 import {ask} from '../../support/load.ts';
-import {fetchServedSerial, partsOf, startMesh} from '../../support/mesh.ts';
+import {fetchServedSerial, partsOf, startMesh, until} from '../../support/mesh.ts';
 import {parseExposition} from './exposition.ts';
 
 const get = async (port: number, path: string) => {
@@ -74,6 +74,15 @@ test('join › a token buys a certificate, a WorkloadEntry and mutual TLS both w
 	t.is(relay.upstream.state, 'connected');
 	t.is(relay.upstream.endpoint, `istiod.istio-system.svc:${sandbox.port}`);
 	t.deepEqual(relay.rejections, []);
+	const removals = new Map(relay.removals.map(({name, lost}) => [name, lost]));
+	t.deepEqual([...removals.keys()].sort(), [
+		'istio-peer-exchange',
+		'istio.alpn',
+		'istio.metadata_exchange',
+		'istio.stats',
+	]);
+	t.is(removals.get('istio.alpn'), 'nothing: a stock filter sets the protocol instead');
+	for (const [name, lost] of removals) t.regex(lost, /^\w.{10,}$/, name);
 	t.deepEqual([proxy.state, proxy.version, proxy.adopted, proxy.restarts], ['running', '1.40.0', false, 0]);
 	t.deepEqual([registration.state, registration.entry], ['registered', `mesh/vm-${address}`]);
 
@@ -141,4 +150,83 @@ test('join › readiness and metrics are where Istio’s agent has them, merged 
 
 	const envoys = parseExposition((await get(vm.ports.metrics, '/stats/prometheus')).text);
 	t.true(envoys.has('envoy_server_live'));
+});
+
+test('join › with state of the world on both sides: traffic both ways, a change arrives, and nothing is refused', async t => {
+	const mesh = await startMesh(t, {flags: ['--relay-protocol', 'sotw', '--proxy-ads-protocol', 'sotw']});
+	const {sandbox} = mesh;
+	const vm = mesh.workload('vm');
+	t.deepEqual(
+		sandbox.connections().map(({protocol}) => protocol),
+		['sotw', 'sotw'],
+	);
+	const bootstrap = readFileSync(join(vm.runDir, 'envoy', 'bootstrap.json'), 'utf8');
+	t.true(bootstrap.includes('"GRPC"') && !bootstrap.includes('DELTA_GRPC'));
+	for (const [from, to] of [
+		['vm', 'cluster'],
+		['cluster', 'vm'],
+	] as const) {
+		const answer = await ask({port: mesh.port(from, to)});
+		t.deepEqual([answer.app, answer.callerId, answer.ownId], [to, mesh.idOf(from), mesh.idOf(to)]);
+		t.is((await ask({port: mesh.port(from, to, 'tcp')})).app, to);
+	}
+
+	const [port] = (await freePorts(1)) as [number];
+	const {port: targetPort} = mesh.inbound('cluster');
+	const host = 'new.mesh.svc.cluster.local';
+	const service = {
+		host,
+		namespace: 'mesh',
+		port: 80,
+		targetPort,
+		protocol: 'http' as const,
+		selector: {app: 'cluster'},
+	};
+	sandbox.addService({...service, bindPort: {vm: port}});
+	t.is((await until('the new service', () => ask({port}))).app, 'cluster');
+	sandbox.removeService(host);
+	await until('its end', () =>
+		ask({port}).then(
+			() => false,
+			() => true,
+		),
+	);
+	t.is((await ask({port: mesh.port('vm', 'cluster')})).app, 'cluster', 'the others are as they were');
+	t.deepEqual(
+		sandbox.acks.all.filter(({error}) => error),
+		[],
+	);
+	t.deepEqual(partsOf(await vm.status()).relay.rejections, []);
+});
+
+test('join › a stop is told until its end: alive, and not ready', async t => {
+	const mesh = await startMesh(t, {workloads: {vm: 'vm'}, flags: ['--proxy-termination-drain', '2s']});
+	const vm = mesh.workload('vm');
+	const port = vm.ports.status;
+	const look = async () => {
+		const [live, ready] = [await get(port, '/livez'), await get(port, '/healthz/ready')];
+		return [live.status, ready.status, ready.text].join(' ');
+	};
+	t.is(await look(), '200 200 ready\n');
+	vm.signal('SIGTERM');
+	await until('the stop', async () => (await look()) === '200 503 stopping\n');
+	t.true((await vm.status()).stopping);
+	const fromMs = performance.now();
+	let [endedMs, heardMs] = [0, 0];
+	const ended = vm.exit!.then(code => {
+		endedMs = performance.now();
+		return code;
+	});
+	for (;;) {
+		const seen = await look().catch(() => undefined);
+		// Nobody answers any more: that is the end of the process.
+		if (seen === undefined) break;
+		t.is(seen, '200 503 stopping\n');
+		heardMs = performance.now();
+	}
+	t.is(await ended, 0);
+	t.true(heardMs - fromMs > 1500, `heard for ${heardMs - fromMs} ms`);
+	t.is(vm.envoyPid(), undefined);
+	t.log(`last heard ${Math.round(endedMs - heardMs)} ms before the end`);
+	t.true(endedMs - heardMs < 1000);
 });
