@@ -178,7 +178,7 @@ test.serial(
 	'packages › as it is published, the deb of the agent is 35 MB at most, and holds the same files',
 	async t => {
 		if (!has(t, 'dpkg-deb', 'xz')) return;
-		t.timeout(400_000);
+		t.timeout(600_000);
 		const {out} = await makeAgent();
 		const deb = debIn(await makeFullPackages(t, '--package', 'onramp', '--format', 'deb'));
 		const {size} = statSync(deb);
