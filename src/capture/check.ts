@@ -2,6 +2,7 @@ import type {CaptureConfig} from '../config/index.ts';
 import {AgentError} from '../errors.ts';
 import {type AppliedSettings, applyCapture, type CaptureDeps, rulesAreIn, verifyCapture} from './capture.ts';
 import {exists, placesIn, readJson} from './confirm.ts';
+import {hasMovedOn} from './follow.ts';
 import {readOutcome, writeOutcome} from './outcome.ts';
 import type {Plan} from './rules.ts';
 
@@ -30,17 +31,17 @@ export async function checkCapture(
 	const [applied, settings] = [await readJson<Plan>(places.applied), await readJson<AppliedSettings>(places.settings)];
 	if (!applied || settings?.plan !== applied.digest || (await exists(places.pending))) return nothing;
 	const deps = {config: settings.config, run, clock};
-	const {problems, plan, backend} = await verifyCapture(deps);
+	const verified = await verifyCapture(deps);
 	const told = await readOutcome(stateDir);
-	if (problems.length === 0) {
-		if (told?.state === 'drifted') await writeOutcome(stateDir, rulesAreIn({name: backend}, plan));
+	if (verified.problems.length === 0) {
+		if (told?.state === 'drifted') await writeOutcome(stateDir, rulesAreIn({name: verified.backend}, verified.plan));
 		return nothing;
 	}
-	if (settings.config.onDrift === 'report') {
-		const reason = problems.join('; ');
-		if (told?.state === 'drifted' && told.reason === reason) return nothing;
-		await writeOutcome(stateDir, {state: 'drifted', reason});
-		return {problems, isRepaired: false};
+	// Told already, and not to be mended, or not by us: each try would be a change of rules that leads to the next look.
+	if (told?.state === 'drifted' && told.reason === verified.problems.join('; ')) return nothing;
+	if (settings.config.onDrift === 'report' && !(await hasMovedOn(verified, applied.digest, settings.config))) {
+		await writeOutcome(stateDir, {state: 'drifted', reason: verified.problems.join('; ')});
+		return {problems: verified.problems, isRepaired: false};
 	}
 	// Somebody may be changing them at this moment, and not have said yet by which settings.
 	const onlyIf = async () =>
@@ -51,5 +52,8 @@ export async function checkCapture(
 		if (error instanceof AgentError && error.code === 'capture.busy') return nothing;
 		throw error;
 	}
-	return {problems, isRepaired: true};
+	const {problems: left} = await verifyCapture(deps);
+	if (left.length === 0) return {problems: verified.problems, isRepaired: true};
+	await writeOutcome(stateDir, {state: 'drifted', reason: left.join('; ')});
+	return {problems: left, isRepaired: false};
 }

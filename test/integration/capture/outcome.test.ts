@@ -65,6 +65,21 @@ for (const onDrift of ways)
 		t.like(await check(), silent);
 		t.is(await world.dump(), rules, 'what was edited since then waits for the next apply');
 
+		const inFront =
+			'add table ip other; add chain ip other out { type nat hook output priority -110; }; add rule ip other out tcp dport 80 redirect to :1';
+		await world.vm.must('nft', [inFront]);
+		const first = await check();
+		t.is(first.code, 1, 'nobody but who has put it there can mend that');
+		t.regex(first.stdout, /table ip other, chain out: redirects connections before our rules/);
+		t.like(await outcome(), {state: 'drifted'});
+		const handles = () => world.vm.must('nft', ['-a', 'list', 'table', 'ip', 'onramp']);
+		const left = await handles();
+		t.like(await check(), silent, 'told once');
+		t.is(await handles(), left, 'and not tried again, as each try is a change that leads to the next look');
+		await world.vm.must('nft', ['delete', 'table', 'ip', 'other']);
+		t.like(await check(), silent);
+		t.like(await outcome(), {state: 'in'});
+
 		await world.vm.must('nft', ['flush', 'chain', 'ip', 'onramp', 'nat_output']);
 		const changed = await world.dump();
 		const {code, stdout} = await check();
