@@ -4,7 +4,7 @@ import type {Chain, Family, Match, Plan, Rule, Test, Verdict} from './rules.ts';
 
 /**
  * Tables in the order of loading: each is a transaction of its own, so what redirects comes before the guard that
- * refuses what was not redirected. Taken away in reverse.
+ * refuses what was not redirected, and a guard that is there already is made to bear both. Taken away in reverse.
  */
 export const tables = ['raw', 'mangle', 'nat', 'filter'] as const;
 export type Table = (typeof tables)[number];
@@ -39,7 +39,7 @@ export function renderIptables(
 	keepsUnwanted: boolean,
 ): string {
 	const rules = plan.rules.filter(rule => rule.family === family);
-	return tables
+	const text = tables
 		.filter(table => !keepsUnwanted || rules.some(({chain}) => tableOf(chain) === table))
 		.map(table =>
 			renderTable(
@@ -51,7 +51,40 @@ export function renderIptables(
 			),
 		)
 		.join('');
+	return text === '' ? '' : renderTransition(rules, live) + text;
 }
+
+/**
+ * While the other tables change, the guard refuses only what both sets of rules refuse: a connection that one of them
+ * does not want to have redirected would otherwise be cut by the guard of the other, in between or, where
+ * iptables-restore is killed there, until the next run.
+ */
+function renderTransition(rules: readonly Rule[], live: LiveTables): string {
+	const isNext = (name: string) => name.startsWith(`${ownPrefix}NEXT_`);
+	const old = live.chainsOf('filter').filter(name => name.startsWith(ownPrefix) && name !== aboutName && !isNext(name));
+	const lines = live.rulesOf('filter').filter(line => old.includes(line.split(' ')[1]!));
+	if (!lines.some(line => refusal.test(line))) return '';
+	const next = rules.filter(({chain}) => tableOf(chain) === 'filter');
+	const wanted = [...new Set(next.map(({chain}) => nextName(chain)))];
+	const unwanted = live.chainsOf('filter').filter(name => isNext(name) && !wanted.includes(name));
+	const further = (line: string): string => {
+		const to = nextName(line.startsWith(`-A ${nameOf('filter_input')} `) ? 'filter_input' : 'filter_output');
+		return line.replace(refusal, wanted.includes(to) ? ` -g ${to}` : ' -j RETURN');
+	};
+	return [
+		'*filter',
+		...[...old, ...wanted, ...unwanted].map(name => `:${name} - [0:0]`),
+		...next.map(rule => renderIptablesRule(rule, nextName)),
+		...lines.map(further),
+		...unwanted.map(name => `-X ${name}`),
+		'COMMIT',
+		'',
+	].join('\n');
+}
+
+const refusal = / -j (?:DROP|REJECT(?: --reject-with \S+)?)$/;
+
+const nextName = (chain: Chain): string => nameOf(chain).replace(ownPrefix, `${ownPrefix}NEXT_`);
 
 function renderTable(
 	table: Table,
@@ -62,7 +95,11 @@ function renderTable(
 ): string {
 	const chains = [...new Set(rules.map(({chain}) => chain))];
 	const wanted = chains.length === 0 ? [] : [aboutName, ...chains.map(nameOf)];
-	const unwanted = live.chainsOf(table).filter(name => name.startsWith(ownPrefix) && !wanted.includes(name));
+	const own = live.chainsOf(table).filter(name => name.startsWith(ownPrefix));
+	// Also what the transition has made meanwhile.
+	const isChanging = table === 'filter' && own.length > 0;
+	const present = new Set([...own, ...(isChanging ? chains.map(nextName) : [])]);
+	const unwanted = [...present].filter(name => !wanted.includes(name));
 	if (wanted.length === 0 && unwanted.length === 0) return '';
 	const ownMade = made.get(table) ?? [];
 	const about = `${renderAbout(plan)}${ownMade.length > 0 ? ` made=${ownMade.join(',')}` : ''}`;
@@ -72,7 +109,7 @@ function renderTable(
 		// Declared anew, a chain of ours is emptied; all of it happens at COMMIT.
 		...[...wanted, ...unwanted].map(name => `:${name} - [0:0]`),
 		...(wanted.length === 0 ? [] : [`-A ${aboutName} -m comment --comment "${about}"`]),
-		...rules.map(renderIptablesRule),
+		...rules.map(rule => renderIptablesRule(rule)),
 		...renderJumps(table, jumps, live),
 		...unwanted.map(name => `-X ${name}`),
 		'COMMIT',
@@ -100,12 +137,12 @@ function renderJumps(table: Table, wanted: ReadonlyMap<string, string>, live: Li
 	return lines;
 }
 
-export function renderIptablesRule({family, chain, match, verdict, id, reason}: Rule): string {
+function renderIptablesRule({family, chain, match, verdict, id, reason}: Rule, name = nameOf): string {
 	return [
-		`-A ${nameOf(chain)}`,
+		`-A ${name(chain)}`,
 		...renderMatch(match),
 		`-m comment --comment "${comment(id, reason)}"`,
-		renderVerdict(verdict, match.protocol === 'tcp', family),
+		renderVerdict(verdict, match.protocol === 'tcp', family, name),
 	].join(' ');
 }
 
@@ -150,7 +187,7 @@ function renderOwner(option: string, wanted: Test<readonly number[]>): string {
 	return wanted.not.map(id => `-m owner ! ${option} ${id}`).join(' ');
 }
 
-function renderVerdict(verdict: Verdict, isTcp: boolean, family: Family): string {
+function renderVerdict(verdict: Verdict, isTcp: boolean, family: Family, name: typeof nameOf): string {
 	switch (verdict.kind) {
 		case 'redirect':
 			return `-j REDIRECT --to-ports ${verdict.port}`;
@@ -167,7 +204,7 @@ function renderVerdict(verdict: Verdict, isTcp: boolean, family: Family): string
 		case 'zone':
 			return `-j CT --zone-orig ${verdict.zone}`;
 		case 'goto':
-			return `-g ${nameOf(verdict.chain)}`;
+			return `-g ${name(verdict.chain)}`;
 		case 'reject':
 			if (isTcp) return '-j REJECT --reject-with tcp-reset';
 			return `-j REJECT --reject-with ${family === 'ip' ? 'icmp-port-unreachable' : 'icmp6-port-unreachable'}`;
