@@ -30,6 +30,8 @@ export interface MeshOptions {
 	readonly flagsOf?: (name: string, mesh: {readonly sandbox: Sandbox; readonly directory: string}) => readonly string[];
 	readonly sandbox?: Omit<SandboxOptions, 'ports'>;
 	readonly command?: 'run' | 'join';
+	/** What is started in the agent's place; `directory` is the mesh's. */
+	readonly wrapAgent?: (agentPath: string, directory: string) => Promise<string>;
 	/** Of WorkloadGroups, by name: the probe that istioctl puts into the bundle. */
 	readonly probes?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
 }
@@ -59,8 +61,9 @@ interface Group {
  */
 export async function startMesh(t: ExecutionContext, options: MeshOptions = {}): Promise<Mesh> {
 	const {workloads: groupOf = {cluster: 'cluster', vm: 'vm'}, flags = [], flagsOf = () => []} = options;
-	const [envoyPath, agentPath] = await Promise.all([ensureEnvoy(), buildAgent()]);
+	const [envoyPath, builtPath] = await Promise.all([ensureEnvoy(), buildAgent()]);
 	const directory = await mkdtemp(join(tmpdir(), 'onramp-mesh-'));
+	const agentPath = (await options.wrapAgent?.(builtPath, directory)) ?? builtPath;
 	const started: LocalWorkload[] = [];
 	t.teardown(async () => {
 		for (const workload of started) await workload.destroy();
