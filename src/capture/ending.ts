@@ -1,3 +1,4 @@
+import {setTimeout as sleep} from 'node:timers/promises';
 import {findProgram} from '../lifecycle/find-program.ts';
 import type {Kernel, NftObject} from './kernel.ts';
 import {countConnections, readSockets} from './older.ts';
@@ -11,13 +12,15 @@ export interface Ended {
 	readonly orphaned: number;
 }
 
+/** For answers that are under way. */
+const graceMs = 500;
 const holdName = 'onramp_ending';
 
 /**
  * Takes rules away and ends the connections that they have redirected. With the last user of address translation the
  * kernel gives up translating: whatever either end then says arrives under an address that the other has never heard
  * of, also that it has ended, and callers keep a dead connection for their next request. So translation is kept by a
- * table that does nothing else until both ends have been told.
+ * table that does nothing else until both ends have been told; what is nearly done gets the time to end by itself.
  * @param redirects - of the rules that go
  */
 export async function endingConnections(
@@ -25,25 +28,38 @@ export async function endingConnections(
 	redirects: readonly Redirect[],
 	takeAway: () => Promise<unknown>,
 ): Promise<Ended> {
-	const count = async () => countConnections(redirects, await readSockets());
-	const before = redirects.length === 0 ? 0 : await count();
-	if (before === 0) {
+	if (redirects.length === 0) {
 		await takeAway();
 		return {ended: 0, orphaned: 0};
 	}
+	const count = async () => countConnections(redirects, await readSockets());
+	// Also where nobody is connected now: somebody may be before the rules are gone.
 	const isHeld = findProgram('nft') !== undefined && (await run('nft', ['-f', '-'], renderHold(redirects))).code === 0;
 	const end = () => run('ss', ['-K', '-H', '-n', '-t', ...which(redirects)]);
 	const canEnd = findProgram('ss') !== undefined;
+	let open = await count();
 	try {
 		// Without the table those that are made in between are missed.
 		if (canEnd && !isHeld) await end();
 		await takeAway();
+		if (isHeld) open = await awaitNone(count);
 		if (canEnd && isHeld) await end();
 	} finally {
 		if (isHeld) await release(run, redirects);
 	}
 	const left = await count();
-	return {ended: Math.max(before - left, 0), orphaned: left};
+	return {ended: Math.max(open - left, 0), orphaned: left};
+}
+
+/** How many are left when they have had their time. */
+async function awaitNone(count: () => Promise<number>): Promise<number> {
+	const deadlineMs = performance.now() + graceMs;
+	let open = await count();
+	while (open > 0 && performance.now() < deadlineMs) {
+		await sleep(20);
+		open = await count();
+	}
+	return open;
 }
 
 /** One sentence each; empty when there were none. */

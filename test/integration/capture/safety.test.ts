@@ -125,7 +125,12 @@ for (const backend of backends)
 			const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
 			if (backend === 'iptables-legacy') await primeTables(world);
 			const clean = await world.dump();
-			const rules = () => world.vm.must('nft', ['-s', 'list', 'ruleset']);
+			// But for what keeps the kernel translating for a while: it captures nothing.
+			const rules = async () =>
+				(await world.vm.must('nft', ['-s', 'list', 'ruleset'])).replaceAll(
+					/^table ip6? onramp_ending \{\n[\s\S]*?^\}\n/gm,
+					'',
+				);
 			const [, , , , ...flags] = world.captureCommand(['apply']);
 			const must = async ([command, ...more]: readonly string[]) => {
 				const {code, stderr} = await world.capture([command!, ...(command === 'apply' ? ['--force'] : []), ...more]);
