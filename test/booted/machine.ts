@@ -53,10 +53,20 @@ async function findMissing(): Promise<string | undefined> {
 	}
 }
 
-async function mountOverlay(disk: string, lower: string): Promise<void> {
-	const options = `lowerdir=${lower},upperdir=${disk}/upper,workdir=${disk}/work`;
+async function mountOverlay(disk: string, lower: string, written = disk): Promise<void> {
+	const options = `lowerdir=${lower},upperdir=${written}/upper,workdir=${written}/work`;
 	await run('mount', ['-t', 'overlay', 'overlay', '-o', options, join(disk, 'root')]);
 }
+
+/** Why no machine can have a disk that forgets, or undefined. */
+export function missingForForgetfulDisks(): string | undefined {
+	const missing = ['mkfs.ext4', 'losetup', 'perl'].filter(name => toolPath(name) === undefined);
+	if (missing.length > 0) return `needs ${missing.join(', ')}`;
+	return existsSync('/dev/loop-control') ? undefined : 'needs loop devices';
+}
+
+/** Of an ext4: from now on nothing is written any more, not even its journal (EXT4_IOC_SHUTDOWN, NOLOGFLUSH). */
+const shutDown = 'open(F, "<", $ARGV[0]) or die $!; my $how = pack("L", 2); ioctl(F, 0x8004587D, $how) or die $!';
 
 /** Path of the image, made on the first call ever; another recipe makes another image. */
 async function ensureImage(): Promise<string> {
@@ -77,19 +87,26 @@ export interface MachineOptions {
 	readonly resolvConf?: string;
 	/** Files to be there before the first boot, by path inside: path outside. */
 	readonly files?: Readonly<Record<string, string>>;
+	/** A crash loses what was not synced, as a power cut does; without, it is the end of all processes and no more. */
+	readonly isForgetful?: boolean;
 }
 
 export class Machine {
 	readonly name: string;
 	readonly #disk: string;
+	readonly #image: string;
+	/** Where an ext4 of its own is mounted that takes what the machine writes; the image is beside. */
+	#volume: string | undefined;
 	readonly #namespace: Namespace;
 	readonly #unit: string;
 	#nspawn: ChildProcess | undefined;
 	#leader = 0;
 
-	private constructor(name: string, disk: string, namespace: Namespace) {
+	private constructor({name, namespace, isForgetful = false}: MachineOptions, disk: string, image: string) {
 		this.name = name;
 		this.#disk = disk;
+		this.#image = image;
+		this.#volume = isForgetful ? join(disk, 'volume') : undefined;
 		this.#namespace = namespace;
 		this.#unit = `onramp-test-${process.pid}-${count++}`;
 	}
@@ -98,18 +115,21 @@ export class Machine {
 	static async boot(t: ExecutionContext, options: MachineOptions): Promise<Machine> {
 		const image = await ensureImage();
 		const disk = await mkdtemp(join(directory, 'machine-'));
-		const machine = new Machine(options.name, disk, options.namespace);
+		const machine = new Machine(options, disk, image);
 		t.teardown(() => machine.#destroy(t.passed ? undefined : text => t.log(text)));
-		for (const name of ['upper/etc/cloud', 'work', 'root']) await mkdir(join(disk, name), {recursive: true});
-		await writeFile(join(disk, 'upper/etc/hostname'), `${options.name}\n`);
-		await writeFile(join(disk, 'upper/etc/hosts'), `127.0.0.1 localhost ${options.name}\n`);
-		await writeFile(join(disk, 'upper/etc/resolv.conf'), options.resolvConf ?? '');
+		await mkdir(join(disk, 'root'));
+		await machine.#makeVolume();
+		const written = machine.#volume ?? disk;
+		for (const name of ['upper/etc/cloud', 'work']) await mkdir(join(written, name), {recursive: true});
+		await writeFile(join(written, 'upper/etc/hostname'), `${options.name}\n`);
+		await writeFile(join(written, 'upper/etc/hosts'), `127.0.0.1 localhost ${options.name}\n`);
+		await writeFile(join(written, 'upper/etc/resolv.conf'), options.resolvConf ?? '');
 		if (options.seed) {
-			const seed = join(disk, 'upper/var/lib/cloud/seed/nocloud');
+			const seed = join(written, 'upper/var/lib/cloud/seed/nocloud');
 			await mkdir(seed, {recursive: true});
 			for (const [name, text] of Object.entries(options.seed)) await writeFile(join(seed, name), text);
-		} else await writeFile(join(disk, 'upper/etc/cloud/cloud-init.disabled'), '');
-		await mountOverlay(disk, image);
+		} else await writeFile(join(written, 'upper/etc/cloud/cloud-init.disabled'), '');
+		await mountOverlay(disk, image, written);
 		for (const [to, from] of Object.entries(options.files ?? {})) await machine.copy(from, to);
 		await machine.#start();
 		return machine;
@@ -149,10 +169,44 @@ export class Machine {
 		await this.#start();
 	}
 
-	/** Pulls the plug, and boots from the same disk. */
-	async crash(): Promise<void> {
-		await this.#end('SIGKILL');
+	/**
+	 * Pulls the plug, and boots from the same disk.
+	 * @param againAfterMs - pulls it once more that long after power is back
+	 */
+	async crash(againAfterMs?: number): Promise<void> {
+		await this.#cut();
+		if (againAfterMs !== undefined) {
+			await this.#powerOn();
+			await new Promise(resolve => setTimeout(resolve, againAfterMs));
+			await this.#cut();
+		}
 		await this.#start();
+	}
+
+	async #cut(): Promise<void> {
+		if (this.#volume) await run('perl', ['-e', shutDown, this.#volume]);
+		await this.#end('SIGKILL');
+		if (!this.#volume) return;
+		for (const path of [join(this.#disk, 'root'), this.#volume]) await untilUnmounted(path);
+		// Other machines have the mount in name spaces of theirs, so the file system lives on: a copy of the disk is another.
+		const copy = join(this.#disk, `volume-${count++}`);
+		await run('cp', ['--sparse=always', `${this.#volume}.img`, `${copy}.img`]);
+		await rm(`${this.#volume}.img`);
+		this.#volume = copy;
+		await this.#mountVolume();
+		await mountOverlay(this.#disk, this.#image, copy);
+	}
+
+	async #makeVolume(): Promise<void> {
+		if (!this.#volume) return;
+		await run('truncate', ['-s', '2G', `${this.#volume}.img`]);
+		await run(toolPath('mkfs.ext4')!, ['-q', '-F', `${this.#volume}.img`]);
+		await this.#mountVolume();
+	}
+
+	async #mountVolume(): Promise<void> {
+		await mkdir(this.#volume!);
+		await run('mount', ['-o', 'loop', `${this.#volume}.img`, this.#volume!]);
 	}
 
 	#enter(command: readonly string[]): Promise<Output> {
@@ -160,6 +214,14 @@ export class Machine {
 	}
 
 	async #start(): Promise<void> {
+		await this.#powerOn();
+		await until(`${this.name} to have booted`, async () => {
+			const {stdout} = await this.#enter(['systemctl', 'is-system-running', '--wait']);
+			return /^(running|degraded)$/m.test(stdout);
+		});
+	}
+
+	async #powerOn(): Promise<void> {
 		// One control group a machine: without it all would share the fixed name that nspawn uses, and fight over it.
 		const groups = cgroups.map(path => join(path, this.#unit));
 		for (const path of groups) await mkdir(path, {recursive: true});
@@ -199,10 +261,6 @@ export class Machine {
 			const name = pid > 0 ? await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '') : '';
 			return name === 'systemd\n' ? pid : undefined;
 		});
-		await until(`${this.name} to have booted`, async () => {
-			const {stdout} = await this.#enter(['systemctl', 'is-system-running', '--wait']);
-			return /^(running|degraded)$/m.test(stdout);
-		});
 	}
 
 	async #end(signal: 'SIGRTMIN+4' | 'SIGKILL'): Promise<void> {
@@ -228,6 +286,12 @@ export class Machine {
 		}
 		await this.#end('SIGKILL');
 		await execute('umount', [join(this.#disk, 'root')]);
+		if (this.#volume) await untilUnmounted(this.#volume);
 		await rm(this.#disk, {recursive: true, force: true});
 	}
+}
+
+/** Processes that were killed let go of what they had open a moment later. */
+async function untilUnmounted(path: string): Promise<void> {
+	await until(`${path} to be unmounted`, async () => (await run('umount', [path])) && true);
 }
