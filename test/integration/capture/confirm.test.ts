@@ -1,6 +1,6 @@
 import {spawn} from 'node:child_process';
 import {readdirSync} from 'node:fs';
-import {basename} from 'node:path';
+import {basename, join} from 'node:path';
 import test from 'ava';
 import {until} from '../../support/mesh.ts';
 import {address, makeWorld, meshUid, skippedWithout, toolPath} from '../../support/netns.ts';
@@ -67,6 +67,32 @@ test.serial('confirm › rules that cut the resolver go back at once, and the ru
 	);
 	t.is(await world.dump(), before, 'the rules of before are back');
 	t.deepEqual(await app.askName(address.far.ip), {name: 'far'});
+});
+
+test.serial('confirm › rules that cut SSH from outside go back, and the rule that did it is named', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const {vm, far} = world;
+	await world.startEnvoy();
+	const [ssh, outside] = [await vm.peer(0), await far.peer(0)];
+	await ssh.listen('0.0.0.0', 2222);
+	const before = await world.dump();
+	const [node, agent, , , ...flags] = world.captureCommand(['apply']);
+	const child = [join(import.meta.dirname, 'ssh-child.ts'), agent!, '2222', address.vm.ip, ...flags];
+	const asked: unknown[] = [];
+	let isOver = false;
+	const asking = (async () => {
+		while (!isOver) asked.push((await outside.ask(address.vm.ip, 2222)).via);
+	})();
+	const {isOnTrial, undone} = JSON.parse(await vm.must(node!, child)) as {isOnTrial: boolean; undone?: object};
+	isOver = true;
+	await asking;
+	t.true(isOnTrial);
+	t.like(undone, {reason: 'SSH on port 2222 is reached from outside: it did before, and does not any more'});
+	t.regex((undone as {rule?: string}).rule ?? '', /^inbound\.capture .*to port 15006/);
+	t.true(asked.includes('envoy'), 'the rules were in');
+	t.is(await world.dump(), before);
+	t.like(await outside.ask(address.vm.ip, 2222), {via: 'direct'}, 'reached again');
 });
 
 test.serial('confirm › rules that cut something the settings name go back', async t => {
