@@ -1,5 +1,6 @@
 import {AgentError} from '../errors.ts';
 import {findProgram} from '../lifecycle/find-program.ts';
+import type {LiveTables} from './iptables-save.ts';
 import {type Kernel, programOf, type Xtables} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
 import {type Family, families} from './rules.ts';
@@ -55,6 +56,7 @@ async function findChains(run: Run, kernel: Kernel, way: Xtables, family: Family
 		const text = [
 			`*${table}`,
 			...saved.jumpsOf(table, peerPrefix).map(({line}) => line.replace(/^-A /, '-D ')),
+			...findMarking(saved, table).map(line => line.replace(/^-A /, '-D ')),
 			...chains.map(name => `-F ${name}`),
 			...chains.map(name => `-X ${name}`),
 			'COMMIT',
@@ -64,6 +66,25 @@ async function findChains(run: Run, kernel: Kernel, way: Xtables, family: Family
 		return [{place: `${program.replace('-restore', '')}, table ${table}`, remove}];
 	});
 }
+
+/** With TPROXY some rules stand in the kernel's own chains; the mark that they share with ISTIO_DIVERT tells whose they are. */
+function findMarking(saved: LiveTables, table: string): readonly string[] {
+	if (table !== 'mangle') return [];
+	const rules = saved.rulesOf(table);
+	const [, mark] =
+		rules.map(line => /^-A ISTIO_DIVERT -j MARK --set-xmark (0x[0-9a-f]+)/.exec(line)).find(Boolean) ?? [];
+	if (mark === undefined) return [];
+	const marks = [mark, `0x${(Number(mark) + 1).toString(16)}`];
+	return rules.filter(
+		line =>
+			/^-A (?:PREROUTING|OUTPUT) .*-p tcp /.test(line) &&
+			marks.includes(markOf(line) ?? '') &&
+			/ -j (?:(?:CONN)?MARK|RETURN)\b/.test(line),
+	);
+}
+
+/** That a rule asks for or sets. */
+const markOf = (line: string): string | undefined => /--(?:mark|set-xmark) (0x[0-9a-f]+)/.exec(line)?.[1];
 
 async function findTables(run: Run, kernel: Kernel): Promise<readonly Peer[]> {
 	const objects = await kernel.rules();

@@ -69,27 +69,89 @@ for (const backend of backends)
 		},
 	);
 
-test.serial('neighbours › rules of Istio’s own tool are refused by name, or taken over when asked', async t => {
-	if (skippedWithout(t, toolsOf('iptables-nft'))) return;
-	const world = await makeWorld(t);
-	const {vm, far} = world;
-	const before = await world.dump();
-	await vm.must(
-		'iptables-nft-restore',
-		['--noflush'],
-		'*nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\n-A ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT\n-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n',
+/** As Istio's tool makes them with TPROXY and DNS. */
+const istio = (own: string) => `*mangle
+:ISTIO_DIVERT - [0:0]
+:ISTIO_INBOUND - [0:0]
+:ISTIO_TPROXY - [0:0]
+-A PREROUTING -p tcp -j ISTIO_INBOUND
+-A PREROUTING -p tcp -m mark --mark 0x539 -j CONNMARK --save-mark
+-A OUTPUT -o lo -p tcp -m mark --mark 0x539 -j RETURN
+-A OUTPUT ! -d ${own} -o lo -p tcp -m owner --uid-owner 1337 -j MARK --set-xmark 0x53a/0xffffffff
+-A OUTPUT -p tcp -m connmark --mark 0x539 -j CONNMARK --restore-mark
+-A ISTIO_DIVERT -j MARK --set-xmark 0x539/0xffffffff
+-A ISTIO_DIVERT -j ACCEPT
+-A ISTIO_INBOUND -p tcp -m tcp --dport 22 -j RETURN
+-A ISTIO_INBOUND -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT
+-A ISTIO_INBOUND -p tcp -j ISTIO_TPROXY
+-A ISTIO_TPROXY ! -d ${own} -p tcp -j TPROXY --on-port 15006 --tproxy-mark 0x539/0xffffffff
+COMMIT
+*raw
+:ISTIO_OUTPUT_DNS - [0:0]
+-A OUTPUT -j ISTIO_OUTPUT_DNS
+-A ISTIO_OUTPUT_DNS -p udp -m udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1
+COMMIT
+*nat
+:ISTIO_OUTPUT - [0:0]
+:ISTIO_REDIRECT - [0:0]
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN
+-A ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT
+-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001
+COMMIT
+`;
+
+/** And with its way of nftables, shortened. */
+const istioNative = `table inet istio-proxy-nat {
+	chain istio-redirect { meta l4proto tcp counter redirect to :15001; }
+	chain output { type nat hook output priority -100; tcp dport 0-65535 jump istio-redirect; }
+}
+table inet istio-proxy-raw {
+	chain output { type filter hook output priority raw; udp dport 53 meta skuid 1337 ct zone set 1; }
+}
+`;
+
+/** Of the administrator, some of them in the same chains; also what makes the tables that iptables-nft keeps. */
+const others = ['raw', 'mangle', 'nat', 'filter']
+	.map(
+		table =>
+			`*${table}\n${['PREROUTING', 'OUTPUT']
+				.filter(chain => table !== 'filter' || chain === 'OUTPUT')
+				.map(chain => `-A ${chain} -p tcp -m mark --mark 0x7 -j RETURN\n`)
+				.join('')}COMMIT\n`,
+	)
+	.join('');
+
+for (const way of ['iptables-nft', 'iptables-legacy', 'nft'] as const)
+	test.serial(
+		`neighbours › rules of Istio’s own tool are refused by name, or taken over when asked, and none of them is left: ${way}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(way))) return;
+			const world = await makeWorld(t);
+			const {vm, far} = world;
+			const tool = way === 'nft' ? 'iptables-nft' : way;
+			const restore = async (text: (own: string) => string) => {
+				await vm.must(`${tool}-restore`, ['--noflush'], text('127.0.0.1/32'));
+				await vm.must(`${tool.replace('ip', 'ip6')}-restore`, ['--noflush'], text('::1/128'));
+			};
+			await restore(() => others);
+			const before = await world.dump();
+			if (way === 'nft') await vm.must('nft', ['-f', '-'], istioNative);
+			else await restore(istio);
+			const theirs = await world.dump();
+			t.not(theirs, before);
+			await world.startEnvoy();
+			const [app, outside] = [await vm.peer(), await far.peer(0)];
+			await outside.listen('0.0.0.0', 80);
+			const refused = await world.capture(['apply']);
+			t.is(refused.code, 1);
+			const place = way === 'nft' ? 'nft, table inet istio-proxy-nat' : `${way}, table nat`;
+			t.regex(refused.stderr, new RegExp(`rules of Istio's own tool are there \\(.*${place}[\\s\\S]*--take-over`));
+			t.is(await world.dump(), theirs);
+			t.is((await world.capture(['apply', '--take-over'])).code, 0);
+			t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
+			t.is((await world.capture(['verify'])).code, 0);
+			t.is((await world.capture(['remove'])).code, 0);
+			t.is(await world.dump(), before, 'as it was before Istio');
+		},
 	);
-	const theirs = await world.dump();
-	await world.startEnvoy();
-	const [app, outside] = [await vm.peer(), await far.peer(0)];
-	await outside.listen('0.0.0.0', 80);
-	const refused = await world.capture(['apply']);
-	t.is(refused.code, 1);
-	t.regex(refused.stderr, /rules of Istio's own tool are there \(iptables-nft, table nat\)[\s\S]*--take-over/);
-	t.is(await world.dump(), theirs);
-	t.is((await world.capture(['apply', '--take-over'])).code, 0);
-	t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
-	t.false((await world.dump()).includes('ISTIO_'));
-	await world.capture(['remove']);
-	t.not(before, theirs);
-});
