@@ -2,8 +2,8 @@ import {type Kernel, routeProtocol} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
 import {type Family, families, type HostState} from './rules.ts';
 
-/** Marks our address: shown by `ip addr`, and harmless, as lo has no other way to it. */
-const addressMetric = 60_015;
+/** Of our address, which it marks, and of our route: harmless, as lo has no other way to the one, nor the table to go. */
+const ownMetric = 60_015;
 const passThroughAddress = '::6/128';
 
 const flag: Readonly<Record<Family, string>> = {ip: '-4', ip6: '-6'};
@@ -42,14 +42,14 @@ export async function readHostState(kernel: Kernel): Promise<LiveHostState> {
 					each => each['local'] === '::6',
 				);
 		}
-	const isOurs = address !== undefined && Number(address['metric']) === addressMetric;
+	const isOurs = address !== undefined && Number(address['metric']) === ownMetric;
 	return {rules, routes, hasPassThroughAddress: isOurs, hasForeignAddress: address !== undefined && !isOurs};
 }
 
 /** Adds what is missing. Before the rules: without it they would lead packets nowhere. */
 export async function addHostState(run: Run, live: LiveHostState, wanted: HostState): Promise<void> {
 	if (wanted.hasPassThroughAddress && !live.hasPassThroughAddress && !live.hasForeignAddress)
-		await mustRun(run, 'ip', ['-6', 'addr', 'add', passThroughAddress, 'dev', 'lo', 'metric', String(addressMetric)]);
+		await mustRun(run, 'ip', ['-6', 'addr', 'add', passThroughAddress, 'dev', 'lo', 'metric', String(ownMetric)]);
 	const {policyRouting} = wanted;
 	if (!policyRouting) return;
 	const {mark, table} = policyRouting;
@@ -57,7 +57,8 @@ export async function addHostState(run: Run, live: LiveHostState, wanted: HostSt
 		if (!live.routes.some(route => route.family === family && route.table === table))
 			await mustRun(run, 'ip', [
 				...[flag[family], 'route', 'add', 'local', family === 'ip' ? '0.0.0.0/0' : '::/0', 'dev', 'lo'],
-				...['table', String(table), 'proto', String(routeProtocol)],
+				// A metric of its own, so that it has its place beside the one that Istio's tool leaves in the same table for ever.
+				...['table', String(table), 'proto', String(routeProtocol), 'metric', String(ownMetric)],
 			]);
 		if (!live.rules.some(rule => rule.family === family && rule.table === table && rule.mark === mark))
 			await mustRun(run, 'ip', [

@@ -135,6 +135,14 @@ for (const way of ['iptables-nft', 'iptables-legacy', 'nft'] as const)
 				await vm.must(`${tool.replace('ip', 'ip6')}-restore`, ['--noflush'], text('::1/128'));
 			};
 			await restore(() => others);
+			// These Istio's own tool never takes away; ours go in beside them.
+			for (const [family, any] of [
+				['-4', '0.0.0.0/0'],
+				['-6', '::/0'],
+			] as const) {
+				await vm.must('ip', [family, 'rule', 'add', 'fwmark', '1337', 'lookup', '133']);
+				await vm.must('ip', [family, 'route', 'add', 'local', any, 'dev', 'lo', 'table', '133']);
+			}
 			const before = await world.dump();
 			if (way === 'nft') await vm.must('nft', ['-f', '-'], istioNative);
 			else await restore(istio);
@@ -151,6 +159,8 @@ for (const way of ['iptables-nft', 'iptables-legacy', 'nft'] as const)
 			t.is((await world.capture(['apply', '--take-over'])).code, 0);
 			t.like(await app.ask(address.far.ip, 80), {via: 'envoy'});
 			t.is((await world.capture(['verify'])).code, 0);
+			const tproxy = await world.capture(['apply', '--capture-interception', 'tproxy']);
+			t.is(tproxy.code, 0, tproxy.stderr);
 			t.is((await world.capture(['remove'])).code, 0);
 			t.is(await world.dump(), before, 'as it was before Istio');
 		},
