@@ -85,64 +85,69 @@ for (const backend of backends)
 		},
 	);
 
-test.serial('capture › only what the lists say is captured', async t => {
-	if (skippedWithout(t)) return;
-	const world = await makeWorld(t);
-	const {vm, far} = world;
-	await world.startEnvoy();
-	const [app, other, outside] = [await vm.peer(), await vm.peer(appUid + 1), await far.peer(0)];
-	for (const host of ['0.0.0.0', '::']) {
-		for (const port of [80, 81]) await outside.listen(host, port);
-		for (const port of [8080, 8081]) await app.listen(host, port);
-	}
-	const check = async (
-		what: string,
-		flags: readonly string[],
-		expected: Readonly<Record<string, 'envoy' | 'direct'>>,
-	) => {
-		const {code, stderr} = await world.capture(['apply', ...flags]);
-		t.is(code, 0, stderr);
-		for (const family of families) {
-			const seen = {
-				'far:80': (await app.ask(address.far[family], 80)).via,
-				'far:81': (await app.ask(address.far[family], 81)).via,
-				'other:80': (await app.ask(address.other[family], 80)).via,
-				'user:80': (await other.ask(address.far[family], 80)).via,
-				'in:8080': (await outside.ask(address.vm[family], 8080)).via,
-				'in:8081': (await outside.ask(address.vm[family], 8081)).via,
-			};
-			t.like(seen, expected, `${what}, ${family}`);
+for (const backend of backends)
+	test.serial(`capture › only what the lists say is captured: ${backend}`, async t => {
+		if (skippedWithout(t, toolsOf(backend))) return;
+		const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+		const {vm, far} = world;
+		await world.startEnvoy();
+		const [app, other, outside] = [await vm.peer(), await vm.peer(appUid + 1), await far.peer(0)];
+		for (const host of ['0.0.0.0', '::']) {
+			for (const port of [80, 81]) await outside.listen(host, port);
+			for (const port of [8080, 8081]) await app.listen(host, port);
 		}
-	};
-	const nothing = {'far:80': 'direct', 'far:81': 'direct', 'other:80': 'direct'} as const;
-	const {other: aside} = address;
-	await check('networks', ['--capture-outbound-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
-		...nothing,
-		'other:80': 'envoy',
+		const check = async (
+			what: string,
+			flags: readonly string[],
+			expected: Readonly<Record<string, 'envoy' | 'direct'>>,
+		) => {
+			const {code, stderr} = await world.capture(['apply', ...flags]);
+			t.is(code, 0, stderr);
+			for (const family of families) {
+				const seen = {
+					'far:80': (await app.ask(address.far[family], 80)).via,
+					'far:81': (await app.ask(address.far[family], 81)).via,
+					'other:80': (await app.ask(address.other[family], 80)).via,
+					'user:80': (await other.ask(address.far[family], 80)).via,
+					'in:8080': (await outside.ask(address.vm[family], 8080)).via,
+					'in:8081': (await outside.ask(address.vm[family], 8081)).via,
+				};
+				t.like(seen, expected, `${what}, ${family}`);
+			}
+		};
+		const nothing = {'far:80': 'direct', 'far:81': 'direct', 'other:80': 'direct'} as const;
+		const {other: aside} = address;
+		await check('networks', ['--capture-outbound-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
+			...nothing,
+			'other:80': 'envoy',
+		});
+		await check('excluded networks', ['--capture-outbound-exclude-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
+			'far:80': 'envoy',
+			'other:80': 'direct',
+		});
+		await check('ports', ['--capture-outbound-cidrs', '', '--capture-outbound-ports', '81'], {
+			...nothing,
+			'far:81': 'envoy',
+		});
+		await check('excluded ports', ['--capture-outbound-exclude-ports', '81'], {'far:80': 'envoy', 'far:81': 'direct'});
+		await check(
+			'excluded users',
+			['--capture-outbound-exclude-users', String(appUid + 1), '--capture-users', `${meshUid}`],
+			{'far:80': 'envoy', 'user:80': 'direct'},
+		);
+		await check('excluded groups', ['--capture-outbound-exclude-groups', String(appUid + 1)], {
+			'far:80': 'envoy',
+			'user:80': 'direct',
+		});
+		await check('users', ['--capture-outbound-users', String(appUid + 1)], {...nothing, 'user:80': 'envoy'});
+		await check('groups', ['--capture-outbound-groups', String(appUid)], {'far:80': 'envoy', 'user:80': 'direct'});
+		await check('inbound ports', ['--capture-inbound-ports', '8081'], {'in:8080': 'direct', 'in:8081': 'envoy'});
+		await check('excluded inbound ports', ['--capture-inbound-exclude-ports', '8081'], {
+			'in:8080': 'envoy',
+			'in:8081': 'direct',
+		});
+		await check('interfaces', ['--capture-exclude-interfaces', 'eth0'], {...nothing, 'in:8080': 'direct'});
 	});
-	await check('excluded networks', ['--capture-outbound-exclude-cidrs', `${aside.ip}/24,${aside.ip6}/64`], {
-		'far:80': 'envoy',
-		'other:80': 'direct',
-	});
-	await check('ports', ['--capture-outbound-cidrs', '', '--capture-outbound-ports', '81'], {
-		...nothing,
-		'far:81': 'envoy',
-	});
-	await check('excluded ports', ['--capture-outbound-exclude-ports', '81'], {'far:80': 'envoy', 'far:81': 'direct'});
-	await check(
-		'excluded users',
-		['--capture-outbound-exclude-users', String(appUid + 1), '--capture-users', `${meshUid}`],
-		{'far:80': 'envoy', 'user:80': 'direct'},
-	);
-	await check('users', ['--capture-outbound-users', String(appUid + 1)], {...nothing, 'user:80': 'envoy'});
-	await check('groups', ['--capture-outbound-groups', String(appUid)], {'far:80': 'envoy', 'user:80': 'direct'});
-	await check('inbound ports', ['--capture-inbound-ports', '8081'], {'in:8080': 'direct', 'in:8081': 'envoy'});
-	await check('excluded inbound ports', ['--capture-inbound-exclude-ports', '8081'], {
-		'in:8080': 'envoy',
-		'in:8081': 'direct',
-	});
-	await check('interfaces', ['--capture-exclude-interfaces', 'eth0'], {...nothing, 'in:8080': 'direct'});
-});
 
 for (const backend of backends)
 	test.serial(`capture › with IPv6 off the rules are those of IPv4 alone: ${backend}`, async t => {

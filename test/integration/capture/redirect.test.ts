@@ -19,7 +19,7 @@ for (const backend of backends)
 				for (const port of [8080]) await app.listen(host, port);
 			}
 			const admin = await vm.peer(0);
-			for (const host of ['0.0.0.0', '::']) for (const port of [22, 15_020]) await admin.listen(host, port);
+			for (const host of ['0.0.0.0', '::']) for (const port of [22, 15_008, 15_020]) await admin.listen(host, port);
 			for (const family of families) t.is((await app.ask(address.far[family], 80)).via, 'direct');
 
 			const applied = await world.capture(['apply']);
@@ -31,6 +31,7 @@ for (const backend of backends)
 				t.like(await outside.ask(address.vm[family], 8080), {via: 'envoy'}, `${family} inbound`);
 				t.like(await mesh.ask(address.far[family], 80), {via: 'direct'}, `${family}: Envoy's user is not captured`);
 				t.like(await outside.ask(address.vm[family], 22), {via: 'direct'}, `${family}: SSH is not captured`);
+				t.like(await outside.ask(address.vm[family], 15_008), {via: 'direct'}, `${family}: nor is the port of HBONE`);
 				t.like(
 					await outside.ask(address.vm[family], 15_020),
 					{via: 'direct'},
@@ -74,5 +75,17 @@ test.serial('capture › without Envoy nothing is changed, and the message says 
 	const {code, stderr} = await world.capture(['apply', '--capture-wait', '200ms']);
 	t.is(code, 1);
 	t.regex(stderr, /no answer from Envoy, outbound \(127\.0\.0\.1:15001\), Envoy, inbound/);
+	t.is(await world.dump(), before);
+});
+
+test.serial('capture › without an answer to questions for names nothing is changed, either', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const before = await world.dump();
+	await world.startEnvoy();
+	const {code, stderr} = await world.capture(['apply', '--capture-dns', 'servers', '--capture-wait', '200ms']);
+	t.is(code, 1);
+	t.regex(stderr, /no answer from DNS over UDP \(127\.0\.0\.1:15053\), DNS over TCP/);
+	t.notRegex(stderr, /Envoy, outbound/);
 	t.is(await world.dump(), before);
 });
