@@ -74,12 +74,12 @@ function unreachable(socketPath: string, cause: unknown, timeoutMs: number): Age
 		case 'ENOENT':
 			return fail(
 				'agent is not running (no such socket)',
-				'start it with: systemctl start onramp; where there is no service, onramp run',
+				'start it with: systemctl restart onramp; where there is no service, onramp run',
 			);
 		case 'ECONNREFUSED':
 			return fail(
 				'agent is not running (nobody answers at its socket)',
-				'see why it ended with: journalctl -u onramp-agent -n 50; start it with: systemctl start onramp',
+				'see why it ended with: journalctl -u onramp-agent -n 50; start it with: systemctl restart onramp',
 			);
 		case 'EACCES':
 		case 'EPERM':

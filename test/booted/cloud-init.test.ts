@@ -156,6 +156,9 @@ step('user-data that runs again changes nothing, with the token and when that is
 		machine.must(
 			"systemctl show -P InvocationID -P MainPID onramp onramp-agent onramp-envoy@a onramp-capture; find /etc/onramp /var/lib/onramp/identity /var/lib/onramp/envoy -printf '%p %i %m %u %g %T@\\n' | sort; cat /etc/machine-id",
 		);
+	await until('the trial renewal, which makes another generation', async () =>
+		/"tokenlessRenewal":\s*"works"/.test(await machine.must('onramp status --json')),
+	);
 	const before = await kept();
 	t.regex(before, /istio-token/);
 	for (const text of [given, await readFile(machine.path(`${seedDirectory}/user-data`), 'utf8')]) {

@@ -309,8 +309,8 @@ step('systemd has the units as they are meant', async t => {
 	t.regex(await a.machine.show(units.agent, 'Wants'), /network-online\.target/, 'or being after it means nothing');
 	const properties: Readonly<Record<string, Readonly<Record<string, string>>>> = {
 		[units.agent]: {
-			...{Type: 'notify', WatchdogUSec: '30s', LimitNOFILE: '65536', Restart: 'always', RestartUSec: '250ms'},
-			...{StartLimitIntervalUSec: '10min', StartLimitBurst: '20', KillMode: 'mixed'},
+			...{Type: 'notify', WatchdogUSec: '30s', LimitNOFILE: '65536', Restart: 'always', RestartUSec: '1s'},
+			...{StartLimitIntervalUSec: '10min', StartLimitBurst: '60', KillMode: 'mixed'},
 			...{SyslogIdentifier: 'onramp-agent', RestartPreventExitStatus: '78'},
 		},
 		[units.envoy]: {

@@ -27,7 +27,7 @@ test('status client › says that the agent is not running when there is no sock
 		code: 'status.unreachable',
 	});
 	t.regex(error.message, /agent is not running/);
-	t.regex(error.hint ?? '', /systemctl start onramp/);
+	t.regex(error.hint ?? '', /systemctl restart onramp/);
 });
 
 test('status client › says that the agent is not running when nobody is behind the socket', async t => {
