@@ -1,5 +1,6 @@
 import type {AgentError} from '../errors.ts';
 import {findProgram} from '../lifecycle/find-program.ts';
+import {findTool} from './find-tool.ts';
 import {hasLegacyTables, LiveTables, parseSave} from './iptables-save.ts';
 import {failureOf, type Run} from './programs.ts';
 import {type Family, families} from './rules.ts';
@@ -128,7 +129,7 @@ export class Kernel {
 	async #save(name: Xtables, family: Family): Promise<LiveTables> {
 		if (name === 'iptables-legacy' && !hasLegacyTables(family)) return none;
 		const program = programOf(name, family, 'save');
-		if (findProgram(program) === undefined) return none;
+		if (findTool(program) === undefined) return none;
 		const outcome = await this.#run(program, ['-c']);
 		if (outcome.code === 0) return parseSave(outcome.stdout);
 		// A kernel without IPv6 has no such tables.

@@ -1,5 +1,5 @@
 import {AgentError} from '../errors.ts';
-import {findProgram} from '../lifecycle/find-program.ts';
+import {findTool} from './find-tool.ts';
 import type {LiveTables} from './iptables-save.ts';
 import {type Kernel, programOf, type Xtables} from './kernel.ts';
 import {mustRun, type Run} from './programs.ts';
@@ -47,7 +47,7 @@ const unseen = (error: unknown): undefined => {
 
 async function findChains(run: Run, kernel: Kernel, way: Xtables, family: Family): Promise<readonly Peer[]> {
 	const program = programOf(way, family, 'restore');
-	if (findProgram(program) === undefined) return [];
+	if (findTool(program) === undefined) return [];
 	const saved = await kernel.tablesWith(peerPrefix, way, family).catch(unseen);
 	if (!saved) return [];
 	return saved.names.flatMap(table => {

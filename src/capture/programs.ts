@@ -2,7 +2,8 @@ import {spawn} from 'node:child_process';
 import {closeSync, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {AgentError} from '../errors.ts';
-import {findProgram, toolDirectories} from '../lifecycle/find-program.ts';
+import {toolDirectories} from '../lifecycle/find-program.ts';
+import {findTool} from './find-tool.ts';
 
 export interface Outcome {
 	readonly code: number;
@@ -18,7 +19,7 @@ const timeoutMs = 30_000;
 
 /** @throws AgentError `capture.tool_missing` when this machine does not have the program */
 export const runProgram: Run = async (program, args, input = '') => {
-	const path = findProgram(program);
+	const path = findTool(program);
 	if (path === undefined)
 		throw new AgentError('capture.tool_missing', `run ${program}: this machine does not have it`, {
 			hint: `install the package that brings it (${packageOf(program)})`,

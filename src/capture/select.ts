@@ -1,7 +1,7 @@
 import {AgentError, reasonOf} from '../errors.ts';
-import {findProgram} from '../lifecycle/find-program.ts';
 import type {Backend, BackendName} from './backend.ts';
 import type {HostFacts} from './context.ts';
+import {findTool} from './find-tool.ts';
 import type {lookAtHost} from './host.ts';
 import {iptablesBackend} from './iptables.ts';
 import type {Kernel} from './kernel.ts';
@@ -29,7 +29,7 @@ const isOfBackend: ReadonlySet<string> = new Set([
 
 /** Every way this machine has the tools for, in order of preference. */
 export const findBackends = (run: Run): readonly Backend[] =>
-	names.filter(name => tools[name].every(tool => findProgram(tool) !== undefined)).map(name => make(name, run));
+	names.filter(name => tools[name].every(tool => findTool(tool) !== undefined)).map(name => make(name, run));
 
 type Host = Awaited<ReturnType<typeof lookAtHost>>;
 

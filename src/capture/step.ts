@@ -1,10 +1,10 @@
 import type {CaptureConfig, Endpoint} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
-import {findProgram} from '../lifecycle/find-program.ts';
 import {systemClock} from '../lifecycle/index.ts';
 import type {BackendName} from './backend.ts';
 import {applyCapture, type CaptureDeps, prepareCapture, type Removed, removeCapture, verifyCapture} from './capture.ts';
 import {awaitTrial, exists, placesIn, rolledBack} from './confirm.ts';
+import {findTool} from './find-tool.ts';
 import {hasMovedOn} from './follow.ts';
 import {type Look, lookAt} from './look.ts';
 import {probesFor} from './probes.ts';
@@ -146,5 +146,5 @@ function whatToLookAt(backend: BackendName, plan: Plan): Look['commands'] {
 			: families.map(family => [`${family === 'ip6' ? 'ip6' : 'ip'}${backend.slice(2)}-save`]);
 	if (plan.host.hasPassThroughAddress) wanted.push(['ip', '-6', '-o', 'addr', 'show', 'dev', 'lo']);
 	if (plan.host.policyRouting) wanted.push(['ip', 'rule'], ['ip', '-6', 'rule']);
-	return wanted.map(([name, ...args]) => [findProgram(name) ?? name, ...args] as const);
+	return wanted.map(([name, ...args]) => [findTool(name) ?? name, ...args] as const);
 }

@@ -1,3 +1,5 @@
+import {chmod, copyFile, mkdir} from 'node:fs/promises';
+import {join} from 'node:path';
 import test from 'ava';
 import {until} from '../../support/mesh.ts';
 import {
@@ -12,6 +14,7 @@ import {
 	skippedWithout,
 	toolPath,
 	toolsOf,
+	type World,
 } from '../../support/netns.ts';
 
 const families = ['ip', 'ip6'] as const;
@@ -192,6 +195,51 @@ test.serial('capture › a host that has only iptables-legacy gets its rules, an
 	t.regex((await capture(['remove'])).stdout, /removed \(iptables-legacy\)/);
 	t.is(await world.dump(), before);
 });
+
+/** A place with these tools of the system's only; what is in /usr/bin stays. Nobody else misses the others. */
+async function only(world: World, tools: Readonly<Record<string, string>>) {
+	const directory = join(world.directory, 'sbin');
+	await mkdir(directory);
+	for (const [name, from] of Object.entries(tools)) {
+		await copyFile(from, join(directory, name));
+		await chmod(join(directory, name), 0o755);
+	}
+	return (args: readonly string[]) =>
+		world.vm.run('sh', ['-c', `mount --bind ${directory} /usr/sbin && exec "$@"`, 'sh', ...world.captureCommand(args)]);
+}
+
+for (const kind of ['nft', 'legacy'] as const)
+	test.serial(`capture › iptables by its plain name is asked what it is: ${kind}`, async t => {
+		if (skippedWithout(t, toolsOf(`iptables-${kind}`))) return;
+		const world = await makeWorld(t);
+		await primeTables(world);
+		const names = ['iptables', 'ip6tables'].flatMap(name => [name, `${name}-save`, `${name}-restore`]);
+		const suffixed = (name: string) => name.replace('tables', `tables-${kind}`);
+		const capture = await only(
+			world,
+			Object.fromEntries([...names.map(name => [name, toolPath(suffixed(name))!]), ['ip', toolPath('ip')!]]),
+		);
+		const {code, stdout, stderr} = await capture(['apply', '--force']);
+		t.is(code, 0, stderr);
+		t.regex(stdout, new RegExp(`rules with iptables-${kind}`));
+		t.regex(await world.dump(), /ONRAMP_OUTPUT/);
+		t.regex((await capture(['remove'])).stdout, new RegExp(`removed \\(iptables-${kind}\\)`));
+		t.notRegex(await world.dump(), /ONRAMP/);
+	});
+
+test.serial(
+	'capture › a machine that has neither nft nor iptables is told so, nothing having been changed',
+	async t => {
+		if (skippedWithout(t)) return;
+		const world = await makeWorld(t);
+		const before = await world.dump();
+		const capture = await only(world, {ip: toolPath('ip')!});
+		const {code, stderr} = await capture(['apply', '--force']);
+		t.is(code, 78);
+		t.regex(stderr, /this machine has neither nft nor iptables\n +→ install the package nftables/);
+		t.is(await world.dump(), before);
+	},
+);
 
 for (const backend of backends)
 	test.serial(`capture › ICMP and DHCP pass as if there were no rules: ${backend}`, async t => {

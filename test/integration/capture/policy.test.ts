@@ -59,11 +59,30 @@ test.serial(
 			await ssh.listen(host, 22);
 		}
 		t.is((await world.capture(['apply'])).code, 0);
+		const answers: string[] = [];
+		let isGoing = true;
+		const asking = (async () => {
+			for (let i = 0; isGoing; i++) {
+				const {via, error} = await app.ask(address.far[families[i % 2]!], 80);
+				answers.push(via ?? error ?? '');
+			}
+		})();
+		await until('answers by Envoy', () => answers.includes('envoy'));
 		t.regex((await world.capture(['remove'])).stdout, /is refused \(onramp capture remove --all/);
 		for (const family of families) {
 			t.like(await app.ask(address.far[family], 80), {error: 'ECONNREFUSED'});
 			t.like(await outside.ask(address.vm[family], 8080), {error: 'ECONNREFUSED'});
 			t.like(await outside.ask(address.vm[family], 22), {via: 'direct'});
+		}
+		t.is((await world.capture(['apply'])).code, 0);
+		const seen = answers.length;
+		await until('answers by Envoy again', () => answers.slice(seen).includes('envoy'));
+		isGoing = false;
+		await asking;
+		t.true(answers.includes('ECONNREFUSED'));
+		t.false(answers.includes('direct'), 'not for a moment while the rules went and came back');
+		t.regex((await world.capture(['remove'])).stdout, /is refused/);
+		for (const family of families) {
 			t.like(await mesh.ask(address.far[family], 80), {via: 'direct'}, 'the agent reaches its control plane');
 		}
 		t.is((await world.capture(['apply'])).code, 0);
