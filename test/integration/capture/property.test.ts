@@ -3,7 +3,7 @@ import test from 'ava';
 import {backends, makeWorld, primeTables, skippedWithout, toolsOf} from '../../support/netns.ts';
 import {seededRandom} from '../../support/seeded-random.ts';
 
-const seeds = Number(process.env['ONRAMP_TEST_SEEDS'] ?? 2);
+const seeds = Number(process.env['ONRAMP_TEST_SEEDS'] ?? 3);
 const first = Number(process.env['ONRAMP_TEST_FIRST_SEED'] ?? 1);
 
 /** Rules of others, which must be as they were, before, between and after ours. */
@@ -38,6 +38,11 @@ function randomFlags(random: () => number): string[] {
 		'outbound-exclude-ports': () => some(port, 20),
 		'outbound-users': () => pick(['*', uid(), `${uid()},${uid()}`]),
 		'outbound-exclude-users': () => some(uid, 3),
+		'outbound-groups': () => pick(['*', uid(), `${uid()},${uid()}`]),
+		'outbound-exclude-groups': () => some(uid, 3),
+		'outbound-port': () => port(),
+		'tunnel-port': () => port(),
+		'on-agent-down': () => pick(['hold', 'bypass', 'block']),
 		'exclude-interfaces': () => pick(['', 'tun*', 'eth1,wg*']),
 		'outbound-interfaces': () => pick(['', 'tap0']),
 		bridges: () => pick(['ignore', 'outbound']),
@@ -77,8 +82,33 @@ for (const backend of backends)
 				t.is(await world.dump(), once, `${what}: apply twice is apply once`);
 				await run(what, 'apply', '--force', ...b);
 				t.regex(await run(what, 'apply', '--force', ...b), /unchanged/, what);
-				await run(what, 'remove', ...(seed % 2 === 0 ? a : []));
+				const flags = seed % 2 === 0 ? a : [];
+				await run(what, 'remove', ...(flags.includes('block') ? ['--all'] : []), ...flags);
 				t.is(await world.dump(), clean, `${what}: nothing is left`);
 			}
 		},
 	);
+
+test.serial('property › from one way to load rules to another and back, only those of the last are there', async t => {
+	if (skippedWithout(t, backends.flatMap(toolsOf))) return;
+	const world = await makeWorld(t);
+	await primeTables(world);
+	const clean = await world.dump();
+	const random = seededRandom(first);
+	const seen = new Map<string, string>();
+	for (const backend of [...backends, ...backends.toReversed()]) {
+		const flags = ['--capture-backend', backend];
+		const {code, stderr} = await world.capture(['apply', '--force', ...flags]);
+		t.is(code, 0, `${backend}: ${stderr}`);
+		const rules = await world.dump();
+		t.is(seen.get(backend) ?? rules, rules, `${backend}: as at the first time`);
+		seen.set(backend, rules);
+		// Other settings in between, by the same way.
+		t.is((await world.capture(['apply', '--force', ...flags, ...randomFlags(random)])).code, 0, backend);
+		t.is((await world.capture(['apply', '--force', ...flags])).code, 0, backend);
+		t.is(await world.dump(), rules, backend);
+	}
+	t.is(new Set(seen.values()).size, backends.length);
+	t.is((await world.capture(['remove'])).code, 0);
+	t.is(await world.dump(), clean);
+});
