@@ -159,8 +159,11 @@ export async function runAgent(
 		const gateOf = (name: string) => readiness.states().find(gate => gate.name === name)!;
 		// Without rules, what peers send in mutual TLS would come to the application as it is. Rules that somebody has changed are rules.
 		const trafficGate = () => {
-			const isPast = isOn['capture'] && !gateOf('capture').isOpen && captureState() !== 'drifted';
-			return gateOf('proxy').isOpen && isPast ? gateOf('capture') : gateOf('proxy');
+			const state = captureState();
+			const isPast = isOn['capture'] && !gateOf('capture').isOpen && state !== 'drifted';
+			if (!isPast || !gateOf('proxy').isOpen) return gateOf('proxy');
+			// Those of an agent before this one may be in meanwhile.
+			return {...gateOf('capture'), isComing: state === undefined || state === 'waiting'};
 		};
 		await enterMesh({...deps, trafficGate}, mesh, proxy);
 		await parts.start('memory', () => startMemoryKeeper({readiness, clock, log: logOf('memory')}));

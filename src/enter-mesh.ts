@@ -1,7 +1,7 @@
 import {lookAtNetwork} from './config/index.ts';
-import type {Health} from './health/index.ts';
+import type {Health, TrafficGate} from './health/index.ts';
 import {keepWord, startHealth} from './health/index.ts';
-import type {GateState, Running} from './lifecycle/index.ts';
+import type {Running} from './lifecycle/index.ts';
 import {lookForAddresses} from './locate.ts';
 import type {Mesh, MeshDeps} from './mesh.ts';
 import {typeUrl} from './proto/types.ts';
@@ -20,7 +20,7 @@ import {
 
 export interface EnterDeps extends MeshDeps {
 	/** Open while what comes to this machine reaches Envoy. */
-	readonly trafficGate: () => GateState;
+	readonly trafficGate: () => TrafficGate;
 }
 
 /** Enters the mesh. Last in, first out: an orderly stop leaves it before Envoy drains. */

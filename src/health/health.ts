@@ -46,10 +46,13 @@ export interface Health extends Running {
 	leave(): Promise<void>;
 }
 
+/** `isComing`: closed for now, and nothing is known against it: rules that are on trial, or wait for the agent. */
+export type TrafficGate = GateState & {readonly isComing?: boolean};
+
 export interface HealthDeps {
 	readonly config: HealthConfig;
 	/** Open while what comes to this machine reaches Envoy: it is there, and so are the rules that lead to it. */
-	readonly trafficGate: () => GateState;
+	readonly trafficGate: () => TrafficGate;
 	/** Calls back when that may have changed. Returns how to stop it. */
 	readonly onGateChange: (listener: () => void) => () => void;
 	/** To the control plane; repeated by it on each new stream. */
@@ -114,10 +117,11 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 	);
 
 	const proxyState = (): Parameters<typeof decide>[0]['proxy'] => {
-		const {name, isOpen, reason} = deps.trafficGate();
+		const {name, isOpen, isComing, reason} = deps.trafficGate();
 		if (isOpen) return {state: 'ready'};
 		const isLong = proxyDownMs !== undefined && clock.monotonicMs() - proxyDownMs >= proxyPatienceMs;
-		if (isLong) return {state: 'unready', reason: name === 'capture' ? reason : `Envoy is not ready: ${reason}`};
+		if (isLong && isComing !== true)
+			return {state: 'unready', reason: name === 'capture' ? reason : `Envoy is not ready: ${reason}`};
 		// What was known while it was up goes on to be so for a moment.
 		return {state: told === undefined ? 'unknown' : 'ready'};
 	};

@@ -1,3 +1,3 @@
-export {type Answer, type Health, type HealthDeps, type HealthStatus, startHealth} from './health.ts';
+export {type Answer, type Health, type HealthDeps, type HealthStatus, startHealth, type TrafficGate} from './health.ts';
 export type {Prober, ProbeStatus} from './prober.ts';
 export {keepWord, type Word, type WordKeeper} from './word.ts';

@@ -19,6 +19,7 @@ const config: HealthConfig = {
 };
 
 interface Options {
+	readonly isComing?: () => boolean;
 	readonly config?: Partial<HealthConfig>;
 	readonly probes?: readonly string[];
 	readonly word?: Word;
@@ -40,7 +41,7 @@ async function setUp(t: ExecutionContext, options: Options = {}) {
 	const health = await startHealth({
 		config: {...config, ...options.config},
 		hasEntry: options.hasEntry ?? true,
-		trafficGate: () => readiness.states()[0]!,
+		trafficGate: () => ({...readiness.states()[0]!, isComing: options.isComing?.() ?? false}),
 		onGateChange: listener => readiness.onChange(listener),
 		report: ({isHealthy, message}) => reports.push(isHealthy ? 'healthy' : `unhealthy: ${message}`),
 		onWithheld: () => calls.push(`withheld: ${health.withheld() ?? 'no'}`),
@@ -96,6 +97,22 @@ test('health › each change is told once, with its reason; nothing is told befo
 	t.like(health.status(), {state: 'unhealthy', reason: 'web: connection refused'}, 'the status has the latest reason');
 	probe('healthy');
 	t.deepEqual(reports.slice(2), ['healthy']);
+});
+
+test('health › what only waits to be put in is neither well nor unwell, however long it takes; what has failed is', async t => {
+	let isComing = true;
+	const {clock, gate, health, reports, probe} = await setUp(t, {isComing: () => isComing});
+	gate.close('on trial');
+	probe('healthy');
+	await clock.advance(60_000);
+	t.is(health.status().state, 'unknown');
+	gate.open();
+	gate.close('on trial once more');
+	await clock.advance(60_000);
+	t.deepEqual(reports, ['healthy'], 'what was known goes on to be so');
+	isComing = false;
+	gate.close('failed');
+	t.is(reports.length, 2);
 });
 
 test('health › an Envoy that is restarted is not told; one that stays away is, and when it is back', async t => {
