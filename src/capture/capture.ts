@@ -5,6 +5,7 @@ import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/clock.ts';
 import {acquireLock, lastLock} from '../lifecycle/lock.ts';
+import {noteApplied, removed, rulesAreIn} from './applied.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
 import type {HostFacts} from './context.ts';
@@ -14,7 +15,7 @@ import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
 import {describeOlder, findOlder, readSockets} from './older.ts';
-import {type Ending as Outcome, readOutcome, writeOutcome} from './outcome.ts';
+import {type Result, writeOutcome} from './outcome.ts';
 import {refusePeers, removePeers} from './peers.ts';
 import {digestOf, planBlock, planCapture} from './plan.ts';
 import {type Probe, runProbe} from './probes.ts';
@@ -194,49 +195,6 @@ async function tryToApply(deps: CaptureDeps, kernel: Kernel, options: ApplyOptio
 	}
 }
 
-/** Settings by which rules that are in were made. */
-export interface AppliedSettings {
-	/** Digest of the plan: a trial that was undone has left others. */
-	readonly plan: string;
-	readonly config: CaptureConfig;
-}
-
-async function noteApplied(config: CaptureConfig, backend: Pick<Backend, 'name'>, plan: Plan): Promise<void> {
-	const {applied, settings} = placesIn(config.stateDir);
-	const made: AppliedSettings = {plan: plan.digest, config};
-	await writeJson(settings, made);
-	await writeJson(applied, plan);
-	await writeOutcome(config.stateDir, rulesAreIn(backend, plan));
-}
-
-export const rulesAreIn = ({name}: Pick<Backend, 'name'>, {rules, digest}: Plan): Outcome => ({
-	state: 'in',
-	backend: name,
-	rules: rules.length,
-	plan: digest,
-});
-
-const removed = (reason: string): Outcome => ({state: 'removed', reason});
-
-/** Tells the agent why there are no rules. Who fails to change those that are in leaves them, and what was said of them, alone. */
-export async function noteFailure({stateDir}: Pick<CaptureConfig, 'stateDir'>, error: unknown): Promise<void> {
-	const hint = error instanceof AgentError ? error.hint : undefined;
-	try {
-		if (!(await exists(placesIn(stateDir).applied)))
-			await writeOutcome(stateDir, {state: 'failed', reason: reasonOf(error), hint});
-	} catch {
-		// Who may not write there has changed nothing either.
-	}
-}
-
-/** What a unit's failure is told as: by whoever failed, or else by systemd, as after a kill. */
-export async function failureOfUnit({stateDir}: Pick<CaptureConfig, 'stateDir'>, result: string): Promise<Outcome> {
-	const told = await readOutcome(stateDir);
-	if (told?.state === 'failed') return told;
-	const hint = 'journalctl -u onramp-capture -n 20; once it is mended: systemctl restart onramp-capture';
-	return {state: 'failed', reason: `onramp-capture.service could not put the rules in (${result})`, hint};
-}
-
 export const proxyPortsOf = ({inboundPort, outboundPort}: CaptureConfig): readonly number[] => [
 	inboundPort,
 	outboundPort,
@@ -350,7 +308,7 @@ export interface Removed extends Ended {
  */
 export async function removeCapture(
 	deps: CaptureDeps,
-	{isComplete = false, because}: {readonly isComplete?: boolean; readonly because?: Outcome | undefined} = {},
+	{isComplete = false, because}: {readonly isComplete?: boolean; readonly because?: Result | undefined} = {},
 ): Promise<Removed> {
 	return lockedIfOwn(deps, async kernel => {
 		const {pending, applied, bypassed} = placesIn(deps.config.stateDir);
@@ -450,7 +408,7 @@ export function problemsOf(plan: Plan, live: LiveRules): readonly string[] {
  * What is read back from here is loaded as rules by whoever has the right, so nobody else may have written it, nor be
  * able to put another directory in its place.
  */
-function refuseForeign(stateDir: string): void {
+export function refuseForeign(stateDir: string): void {
 	const own = process.geteuid!();
 	const refuse = (fault: string) => {
 		throw new AgentError('capture.permission', `change capture: use ${stateDir}: ${fault}`, {

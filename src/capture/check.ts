@@ -1,6 +1,7 @@
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError} from '../errors.ts';
-import {type AppliedSettings, applyCapture, type CaptureDeps, rulesAreIn, verifyCapture} from './capture.ts';
+import {type AppliedSettings, rulesAreIn} from './applied.ts';
+import {applyCapture, type CaptureDeps, refuseForeign, verifyCapture} from './capture.ts';
 import {exists, placesIn, readJson} from './confirm.ts';
 import {hasMovedOn} from './follow.ts';
 import {readOutcome, writeOutcome} from './outcome.ts';
@@ -28,11 +29,13 @@ export async function checkCapture(
 	signal: AbortSignal,
 ): Promise<Checked> {
 	const places = placesIn(stateDir);
+	if (!(await exists(stateDir))) return nothing;
+	refuseForeign(stateDir);
 	const [applied, settings] = [await readJson<Plan>(places.applied), await readJson<AppliedSettings>(places.settings)];
 	if (!applied || settings?.plan !== applied.digest || (await exists(places.pending))) return nothing;
 	const deps = {config: settings.config, run, clock};
 	const verified = await verifyCapture(deps);
-	const told = await readOutcome(stateDir);
+	const told = await readOutcome(stateDir).catch(() => undefined);
 	if (verified.problems.length === 0) {
 		if (told?.state === 'drifted') await writeOutcome(stateDir, rulesAreIn({name: verified.backend}, verified.plan));
 		return nothing;

@@ -1,10 +1,9 @@
+export {failureOfUnit, noteFailure} from './applied.ts';
 export type {Backend, BackendName, LiveRules} from './backend.ts';
 export {
 	type Applied,
 	applyCapture,
 	type CaptureDeps,
-	failureOfUnit,
-	noteFailure,
 	prepareCapture,
 	proxyPortsOf,
 	type Removed,

@@ -1,7 +1,7 @@
-import {readFile, stat} from 'node:fs/promises';
+import {chown, mkdir, readFile, rm, stat} from 'node:fs/promises';
 import {join} from 'node:path';
 import test from 'ava';
-import {makeWorld, skippedWithout} from '../../support/netns.ts';
+import {appUid, makeWorld, skippedWithout} from '../../support/netns.ts';
 
 test.serial('capture › how a change of rules ended is told to who may not look at them', async t => {
 	if (skippedWithout(t)) return;
@@ -101,3 +101,39 @@ for (const onDrift of ways)
 		t.like(await check(), silent, 'taken away on purpose');
 		t.notRegex(await world.dump(), /onramp/);
 	});
+
+test.serial('capture › settings that others could have written are not gone by', async t => {
+	if (skippedWithout(t)) return;
+	const world = await makeWorld(t);
+	const stateDir = join(world.directory, 'told');
+	const places = ['--capture-state-dir', stateDir] as const;
+	t.is((await world.capture(['apply', '--force', ...places])).code, 0);
+	await chown(stateDir, appUid, appUid);
+	await world.vm.must('nft', ['flush', 'chain', 'ip', 'onramp', 'nat_output']);
+	const changed = await world.dump();
+	const {code, stderr} = await world.capture(['check', ...places]);
+	t.is(code, 78);
+	t.regex(stderr, /belongs to uid \d+, not 0/);
+	t.is(await world.dump(), changed);
+});
+
+test.serial(
+	'capture › rules are taken away also where that cannot be told, and nobody is told that they are in',
+	async t => {
+		if (skippedWithout(t)) return;
+		const world = await makeWorld(t);
+		const clean = await world.dump();
+		const stateDir = join(world.directory, 'told');
+		const places = ['--capture-state-dir', stateDir] as const;
+		t.is((await world.capture(['apply', '--force', ...places])).code, 0);
+		// A directory in its place takes no file, whoever asks.
+		await rm(join(stateDir, 'outcome.json'));
+		await mkdir(join(stateDir, 'outcome.json', 'in-the-way'), {recursive: true});
+		const removed = await world.vm.run('env', [
+			'SERVICE_RESULT=signal',
+			...world.captureCommand(['remove', ...places]),
+		]);
+		t.is(removed.code, 0, removed.stderr);
+		t.is(await world.dump(), clean);
+	},
+);
