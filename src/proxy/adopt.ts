@@ -4,7 +4,7 @@ import {reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import type {AdminClient, ServerInfo} from './admin.ts';
 import {bootId, findByArguments, identify, type ProcessIdentity} from './linux-process.ts';
-import type {ProcessRecord} from './record.ts';
+import type {ProcessRecord, RecordedProcess} from './record.ts';
 
 /** What an Envoy must have been started with for us to go on with it. */
 export interface Wanted {
@@ -48,7 +48,10 @@ export async function findLeftover(
 	// Looking through all processes is spared a first start, which has no admin socket yet.
 	const identity =
 		recorded ??
-		(existsSync(wanted.adminSocketPath) ? wanted.commandLines.flatMap(args => findByArguments(args))[0] : undefined);
+		(existsSync(wanted.adminSocketPath) ? wanted.commandLines.flatMap(args => findByArguments(args)) : []).find(
+			// It says that it is LIVE until its end, and closes its listeners before that.
+			found => !isRecorded(record?.retiring, found),
+		);
 	if (identity === undefined) return undefined;
 	const startedWith = recorded
 		? {
@@ -76,11 +79,16 @@ export async function findLeftover(
 	return {identity, version: info.version, mismatch: refusal ?? mismatch, isServing};
 }
 
+/** Whether a process is the one that was recorded, and not another with its pid. */
+export function isRecorded(recorded: RecordedProcess | undefined, {pid, startTime}: ProcessIdentity): boolean {
+	return recorded?.pid === pid && recorded.startTime === startTime && recorded.bootId === bootId();
+}
+
 function findRecorded(record: ProcessRecord | undefined): ProcessIdentity | undefined {
-	if (record?.process === undefined || record.process.bootId !== bootId()) return undefined;
-	const {pid, startTime, exe, argv} = record.process;
+	if (record?.process === undefined) return undefined;
+	const {pid, exe, argv} = record.process;
 	const found = identify(pid);
-	if (found === undefined || found.startTime !== startTime) return undefined;
+	if (found === undefined || !isRecorded(record.process, found)) return undefined;
 	const isSame = found.exe.replace(/ \(deleted\)$/, '') === exe && found.argv.join('\0') === argv.join('\0');
 	return isSame ? found : undefined;
 }

@@ -3,7 +3,7 @@ import {basename, dirname, join} from 'node:path';
 import type {ProxyConfig} from '../config/types.ts';
 import {reasonOf} from '../errors.ts';
 import type {Logger} from '../log.ts';
-import {errorLogPath, readLogTail, rotateLog} from './log-file.ts';
+import {errorLogPath, lastErrorLogPath, readLogTail, rotateLog} from './log-file.ts';
 
 export type EnvoyLogConfig = Pick<ProxyConfig, 'logPath' | 'logMaxBytes' | 'bootstrapPath'>;
 
@@ -73,6 +73,11 @@ export class EnvoyLog {
 	/** Its last lines, and those of its standard error. */
 	tail(): string[] {
 		return readLogTail(this.path);
+	}
+
+	/** Those of the one that ended, where its unit has started another since. */
+	tailOfEnded(): string[] {
+		return readLogTail(this.path, lastErrorLogPath(this.path));
 	}
 
 	/** Moves it away when it has become too large. Never rejects. */

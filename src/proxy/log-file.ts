@@ -10,6 +10,11 @@ export function errorLogPath(logPath: string): string {
 	return logPath.endsWith('.log') ? `${logPath.slice(0, -'.log'.length)}.err` : `${logPath}.err`;
 }
 
+/** The same of the one that was started before, where a unit starts the next by itself. */
+export function lastErrorLogPath(logPath: string): string {
+	return `${errorLogPath(logPath)}.1`;
+}
+
 /** The last lines of a file, oldest first; none when there is no such file. */
 export function readTail(path: string): string[] {
 	try {
@@ -31,8 +36,8 @@ export function readTail(path: string): string[] {
 }
 
 /** Both files, the error file last as it holds the reason of an early end. */
-export function readLogTail(logPath: string): string[] {
-	return [...readTail(logPath), ...readTail(errorLogPath(logPath))].slice(-tailLines);
+export function readLogTail(logPath: string, errorPath = errorLogPath(logPath)): string[] {
+	return [...readTail(logPath), ...readTail(errorPath)].slice(-tailLines);
 }
 
 /**

@@ -2,9 +2,15 @@ import {reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/index.ts';
 import type {AdminClient, ServerInfo} from './admin.ts';
 
-export type Verdict =
-	| {readonly isReady: true}
-	| {readonly isReady: false; readonly reason: string; readonly hint?: string | undefined};
+export type Verdict = {readonly isReady: true} | UnreadyVerdict;
+
+export interface UnreadyVerdict {
+	readonly isReady: false;
+	readonly reason: string;
+	readonly hint?: string | undefined;
+	/** No waiting helps, only another Envoy. */
+	readonly isSpent?: boolean;
+}
 
 export interface MonitorDeps {
 	readonly admin: Pick<AdminClient, 'serverInfo' | 'stats' | 'get'>;
@@ -52,6 +58,8 @@ const runningPollMs = 1000;
 const heardPollMs = 2000;
 /** How often a reason is worked out for an Envoy that is not ready. */
 const explainMs = 1000;
+/** How often one that serves is asked whether it still listens. */
+const listensMs = 10_000;
 
 const updates = {
 	cds: 'cluster_manager.cds',
@@ -59,17 +67,26 @@ const updates = {
 } as const;
 const updatesFilter =
 	'^(cluster_manager\\.cds|listener_manager\\.lds)\\.(update_success|update_rejected|init_fetch_timeout)$';
+/** Counts the ends of what `/drain_listeners` has begun; a listener that the control plane takes away is not among them. */
+const closings = 'listener_manager.listener_stopped';
+const servesFilter = `${updatesFilter}|^${closings.replaceAll('.', '\\.')}$`;
+const closed: Verdict = {
+	isReady: false,
+	reason: 'envoy has closed its listeners, as it was told to drain',
+	isSpent: true,
+};
 
 /**
  * Watches one Envoy until the signal. It is ready when it is LIVE *and* has taken clusters and listeners without a
- * time-out: LIVE alone also follows when the control plane never answered. The answer is live, not sticky: an Envoy
- * that hangs later closes the gate again.
+ * time-out: LIVE alone also follows when the control plane never answered, and goes on when its listeners are closed.
+ * The answer is live, not sticky: an Envoy that hangs later closes the gate again.
  */
 export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Promise<void> {
 	const {admin, clock, onInfo, onVerdict, onTick} = deps;
 	const startedMs = clock.monotonicMs();
 	let explainedMs = startedMs;
-	let wasConfigured = false;
+	let serves: Serves = 'not-yet';
+	let servesAskedMs = Number.NEGATIVE_INFINITY;
 	let wasReady = false;
 	let nudgedMs = Number.NEGATIVE_INFINITY;
 	while (!signal.aborted) {
@@ -78,11 +95,15 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 		if (signal.aborted) return;
 		const state = typeof info === 'string' ? `no answer (${info})` : info.state;
 		if (typeof info !== 'string') onInfo(info, askedMs);
-		if (state === 'LIVE') wasConfigured ||= await isConfigured(admin);
+		if (state === 'LIVE' && (serves === 'not-yet' || (serves === 'yes' && askedMs - servesAskedMs >= listensMs))) {
+			// Once it has served, no answer says nothing new.
+			serves = (await howServes(admin)) ?? serves;
+			servesAskedMs = askedMs;
+		}
 		const nowMs = clock.monotonicMs();
-		if (state === 'LIVE' && wasConfigured) {
+		if (state === 'LIVE' && serves !== 'not-yet') {
 			wasReady = true;
-			onVerdict({isReady: true});
+			onVerdict(serves === 'yes' ? {isReady: true} : closed);
 		} else if (nowMs - explainedMs >= explainMs) {
 			explainedMs = nowMs;
 			const verdict = await explain(admin, state);
@@ -102,14 +123,19 @@ export async function monitorEnvoy(deps: MonitorDeps, signal: AbortSignal): Prom
 	}
 }
 
-async function isConfigured(admin: MonitorDeps['admin']): Promise<boolean> {
+type Serves = 'not-yet' | 'yes' | 'no-more';
+
+/** Undefined: it has not what it needs yet, or does not tell. */
+async function howServes(admin: MonitorDeps['admin']): Promise<Serves | undefined> {
 	try {
-		const stats = await admin.stats(updatesFilter);
-		return Object.values(updates).every(
+		const stats = await admin.stats(servesFilter);
+		if (stats.get(closings)) return 'no-more';
+		const isConfigured = Object.values(updates).every(
 			name => (stats.get(`${name}.update_success`) ?? 0) > 0 && !stats.get(`${name}.init_fetch_timeout`),
 		);
+		return isConfigured ? 'yes' : undefined;
 	} catch {
-		return false; // Looked at again with the next poll.
+		return undefined; // Looked at again with the next poll.
 	}
 }
 

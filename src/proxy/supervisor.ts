@@ -3,16 +3,16 @@ import type {ProxyConfig} from '../config/types.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import {Backoff} from '../lifecycle/index.ts';
 import {AdminClient} from './admin.ts';
-import {findLeftover, hashOf, type Leftover} from './adopt.ts';
+import {findLeftover, hashOf, isRecorded, type Leftover} from './adopt.ts';
 import {renderArguments} from './arguments.ts';
 import {checkBinary, checkVersion} from './binary.ts';
 import {drainEnvoy, endEnvoy} from './drain.ts';
 import {EnvoyLog} from './envoy-log.ts';
 import {adoptEnvoy, type EnvoyExit, type EnvoyProcess, spawnEnvoy} from './envoy-process.ts';
 import {describeExit, hintForExit} from './exit-report.ts';
-import {bootId, findByArguments, identify} from './linux-process.ts';
+import {findByArguments, identify} from './linux-process.ts';
 import {errorLogPath} from './log-file.ts';
-import {monitorEnvoy, Nudge} from './monitor.ts';
+import {monitorEnvoy, Nudge, type UnreadyVerdict} from './monitor.ts';
 import {prepareStart} from './preconditions.ts';
 import type {RecordedProcess} from './record.ts';
 import {RecordKeeper} from './record-keeper.ts';
@@ -330,14 +330,17 @@ export class Supervisor {
 		const {successor, retiring} = this.#records.current;
 		const spare = this.#slots.find(slot => slot !== this.#slot)!;
 		const adopt = (recorded: RecordedProcess | undefined) => {
-			const found = recorded?.bootId === bootId() ? identify(recorded.pid) : undefined;
-			if (!found || found.startTime !== recorded?.startTime) return undefined;
+			const found = recorded && identify(recorded.pid);
+			if (!found || !isRecorded(recorded, found)) return undefined;
 			return found.pid === this.#process?.identity.pid ? undefined : adoptEnvoy(found, clock, this.#leaving.signal);
 		};
 		const old = adopt(retiring);
 		if (old) {
 			log.info({pid: old.identity.pid}, 'the replaced envoy of an earlier agent goes on draining');
-			this.#retire(old, this.#slots.find(slot => slot.config.adminSocketPath === retiring!.adminSocket) ?? spare);
+			const itsSlot = this.#slots.find(slot => slot.config.adminSocketPath === retiring!.adminSocket) ?? spare;
+			// The one that is started next, if none was found that serves, must not take its socket.
+			if (itsSlot === this.#slot) this.#slot = spare;
+			this.#retire(old, itsSlot);
 			return;
 		}
 		// One that was killed between the spawn and the record is known by its bootstrap.
@@ -378,6 +381,13 @@ export class Supervisor {
 		}
 	}
 
+	#takeUnready({reason, hint, isSpent}: UnreadyVerdict): void {
+		this.#deps.gate.close(reason, hint);
+		if (!isSpent || this.#outdated !== undefined) return;
+		this.#outdated = reason;
+		void this.#replaceUntilDone();
+	}
+
 	async #spawn(slot: Slot, binary: string): Promise<EnvoyProcess> {
 		this.#envoyLog.choose();
 		return spawnEnvoy({
@@ -413,7 +423,7 @@ export class Supervisor {
 					}
 					this.#isReady = verdict.isReady;
 					if (verdict.isReady) this.#enter('running', 'envoy serves');
-					else this.#deps.gate.close(verdict.reason, verdict.hint);
+					else this.#takeUnready(verdict);
 				},
 				onTick: () => {
 					// Not before it runs: until Envoy has set its handler, SIGUSR1 would end it.

@@ -4,7 +4,7 @@ import type {ProxyConfig} from '../config/types.ts';
 import {hashOf} from './adopt.ts';
 import {type ArgumentsInput, renderArguments} from './arguments.ts';
 import {checkBinary} from './binary.ts';
-import {errorLogPath} from './log-file.ts';
+import {errorLogPath, lastErrorLogPath} from './log-file.ts';
 import {writePrivateFile} from './private-file.ts';
 import type {Slot} from './slot.ts';
 
@@ -31,8 +31,11 @@ export function renderUnitStart(input: UnitStartInput): UnitStart {
 	const digest = hashOf(JSON.stringify([config.binaryPath, argumentsFor(''), bootstrap])).slice(0, 16);
 	const bootstrapPath = `${config.bootstrapPath.replace(/\.json$/, '')}-${digest}.json`;
 	const errorLog = quote(errorLogPath(config.logPath));
+	const lastErrorLog = quote(lastErrorLogPath(config.logPath));
 	const script = [
 		'# Written by the onramp agent for its unit of Envoy.',
+		// By the time the agent asks why one has ended, the next may have started.
+		`mv -f ${errorLog} ${lastErrorLog} 2>/dev/null`,
 		// A disk that cannot be written is no reason to be without Envoy.
 		`{ : >${errorLog}; } 2>/dev/null && exec >>${errorLog} 2>&1`,
 		`{ echo $$ >${quote(startedPath(config))}; } 2>/dev/null`,

@@ -55,6 +55,8 @@ export class UnitEnvoy {
 	#retiring: {readonly slot: Slot; readonly done: Promise<void>} | undefined;
 	/** Why the Envoy that serves is not the wanted one. */
 	#outdated: string | undefined;
+	/** Why the one that is watched will not serve again. */
+	#spent: string | undefined;
 	#replaceProblem: string | undefined;
 	#record: ProcessRecord;
 	#state: ProxyState = 'starting';
@@ -171,6 +173,12 @@ export class UnitEnvoy {
 			(typeof seen)[0],
 			(typeof seen)[0],
 		];
+		// What leaves is not kept, even where it is all that answers: in a moment it closes its listeners.
+		if (best.worth === worth.leaving && other.worth < worth.leaving) {
+			this.#slot = other.slot;
+			this.#retire(best.slot);
+			return;
+		}
 		this.#slot = best.slot;
 		if (other.worth > worth.planned) this.#retire(other.slot);
 		else if (other.worth === worth.planned) this.#noteRetiring(other.slot, this.#end(other.slot));
@@ -227,6 +235,7 @@ export class UnitEnvoy {
 		this.#replaced = new AbortController();
 		const until = AbortSignal.any([this.#stopping.signal, ended.signal, this.#replaced.signal]);
 		this.#startedByMs = undefined;
+		this.#spent = undefined;
 		await monitorEnvoy(
 			{
 				admin: this.admin,
@@ -275,7 +284,7 @@ export class UnitEnvoy {
 		if (!this.#start || this.#drained) return undefined;
 		if (configPath !== this.#start.bootstrapPath) return 'it was started otherwise than is wanted now';
 		// Begun for an agent that has left, and it cannot be taken back.
-		return state === 'DRAINING' ? 'it drains' : undefined;
+		return state === 'DRAINING' ? 'it drains' : this.#spent;
 	}
 
 	#replaceUntilDone(): Promise<void> {
@@ -385,6 +394,7 @@ export class UnitEnvoy {
 		if (this.#drained || this.#stopping.signal.aborted) return;
 		if (!verdict.isReady) {
 			this.#isReady = false;
+			if (verdict.isSpent) this.#spent = verdict.reason;
 			if (this.#state === 'running') this.#enter('starting', verdict.reason);
 			gate.close(verdict.reason, verdict.hint ?? hint);
 			return;
@@ -416,7 +426,7 @@ export class UnitEnvoy {
 		this.#isAdopted = false;
 		this.#restarts++;
 		this.#countRestart();
-		this.#lastExit = {code: undefined, signal: undefined, at: clock.now(), logTail: this.#envoyLog.tail()};
+		this.#lastExit = {code: undefined, signal: undefined, at: clock.now(), logTail: this.#envoyLog.tailOfEnded()};
 		this.#crashesMs.push(clock.monotonicMs());
 		log.error({restarts: this.#restarts}, 'envoy has ended, and its unit has started it anew');
 		this.#enter(this.#isPastBudget() ? 'failed' : 'backing-off', 'envoy has ended and is started anew', hint);

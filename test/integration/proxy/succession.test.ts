@@ -1,5 +1,6 @@
 import {existsSync} from 'node:fs';
 import {chmod, writeFile} from 'node:fs/promises';
+import {connect} from 'node:net';
 import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import {startTimeOf} from '../../../src/proxy/linux-process.ts';
@@ -135,3 +136,48 @@ test('succession › a new Envoy that is ready only when the old one drains for 
 	t.is(proxy.status().pid, pid);
 	t.is(await proxy.admin.ready(), 'DRAINING');
 });
+
+test('succession › an agent that finds only the replaced Envoy sees it out, and starts another to serve', async t => {
+	const world = await makeWorld({onStop: 'leave', drainMs: 4000});
+	t.teardown(() => world.end());
+	await world.startXds();
+	const first = await world.start();
+	await until('ready', () => world.readiness.isReady);
+	const old = first.status().pid!;
+	await first.replace();
+	const serving = first.status().pid!;
+	await first.stop();
+	process.kill(serving, 'SIGKILL');
+	await until('its end', () => startTimeOf(serving) === undefined);
+	t.not(startTimeOf(old), undefined, 'it is still on its way out');
+
+	const next = await world.start({onStop: 'stop'});
+	await until('ready', () => world.readiness.isReady && next.status().state === 'running');
+	t.like(next.status(), {adopted: false, retiring: old, warnings: []});
+	await until('the end of the old one', () => startTimeOf(old) === undefined);
+	t.true(await isListening(world.config.readinessPort), 'another listens');
+	t.is(next.status().state, 'running');
+});
+
+test('succession › an Envoy that has closed its listeners is noticed, though it says that it is LIVE, and replaced', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	await world.startXds();
+	const proxy = await world.start();
+	await until('ready', () => world.readiness.isReady);
+	const {pid} = proxy.status();
+	await proxy.admin.post('/drain_listeners');
+	await until('nobody to listen', async () => !(await isListening(world.config.readinessPort)));
+	t.is(await proxy.admin.ready(), 'LIVE');
+	await until('another', () => proxy.status().pid !== pid);
+	t.true(await isListening(world.config.readinessPort));
+	await until('ready again', () => world.readiness.isReady);
+	t.is(proxy.status().restarts, 0);
+});
+
+const isListening = (port: number): Promise<boolean> =>
+	new Promise(resolve => {
+		const socket = connect(port, '127.0.0.1');
+		socket.on('connect', () => resolve(true)).on('error', () => resolve(false));
+		socket.on('close', () => socket.destroy()).on('connect', () => socket.destroy());
+	});

@@ -44,8 +44,8 @@ function startUnit(t: ExecutionContext, config: ProxyConfig, name: 'a' | 'b'): U
 const untilReady = ({readiness}: World): Promise<true> =>
 	until('Envoy to be ready', () => readiness.isReady || undefined);
 
-async function makeUnitWorld(t: ExecutionContext): Promise<{world: World; unit: Unit; other: Unit}> {
-	const world = await makeWorld({mode: 'unit', drainMs: 500});
+async function makeUnitWorld(t: ExecutionContext, drainMs = 500): Promise<{world: World; unit: Unit; other: Unit}> {
+	const world = await makeWorld({mode: 'unit', drainMs});
 	const [unit, other] = [startUnit(t, world.config, 'a'), startUnit(t, world.config, 'b')];
 	await world.startXds();
 	t.teardown(() => world.end());
@@ -230,3 +230,41 @@ test.serial('unit mode › an Envoy that was drained for an agent that left is n
 	await until('another to serve', () => next.status().state === 'running' && other.pid() !== undefined);
 	await until('the end of the drained one', () => unit.pid() === undefined);
 });
+
+test.serial('unit mode › the replaced Envoy is seen out also by an agent that finds no other', async t => {
+	const {world, unit, other} = await makeUnitWorld(t, 4000);
+	const binaryPath = join(world.folder, 'envoy');
+	const install = (script: string) => writeFileSync(binaryPath, `#!/bin/sh\n${script}\n`, {mode: 0o755});
+	install(`exec '${world.config.binaryPath}' "$@"`);
+	const first = await world.start({binaryPath});
+	await untilReady(world);
+	const [old, starts] = [unit.pid(), unit.starts()];
+	await first.replace();
+	await first.stop();
+	// Its unit starts it again; the agent is there first.
+	install(`sleep 1; exec '${world.config.binaryPath}' "$@"`);
+	process.kill(other.pid()!, 'SIGKILL');
+	await until('its end', async () => (await first.admin.ready().catch(() => undefined)) === undefined);
+	t.is(unit.pid(), old, 'the replaced one is still on its way out');
+
+	const next = await world.start({binaryPath});
+	await until('the end of the replaced one', () => unit.pid() === undefined && next.status().retiring === undefined);
+	await untilReady(world);
+	t.truthy(other.pid());
+	t.like(next.status(), {state: 'running', restarts: 0});
+	t.is(unit.starts(), starts);
+});
+
+test.serial(
+	'unit mode › an Envoy that has closed its listeners is replaced, though it says that it is LIVE',
+	async t => {
+		const {world, unit, other} = await makeUnitWorld(t);
+		const proxy = await world.start();
+		await untilReady(world);
+		await proxy.admin.post('/drain_listeners');
+		await until('another to serve', () => other.pid() !== undefined && proxy.status().retiring !== undefined);
+		await until('the end of the closed one', () => unit.pid() === undefined);
+		await untilReady(world);
+		t.like(proxy.status(), {state: 'running', restarts: 0});
+	},
+);

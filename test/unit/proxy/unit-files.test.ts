@@ -52,9 +52,15 @@ test('unit start › the script runs Envoy with each argument as it is, and keep
 	writeUnitStart({name: 'a', config, bootstrap: '{}\n'}, start);
 	const {status} = spawnSync('/bin/sh', [unitScriptPath({name: 'a', config})]);
 	t.is(status, 0);
-	const said = readFileSync(join(path, 'envoy.err'), 'utf8').trim().split('\n');
+	const errorLog = join(path, 'envoy.err');
+	const said = readFileSync(errorLog, 'utf8').trim().split('\n');
 	t.deepEqual(said.slice(0, 2), ['<-c>', `<${start.bootstrapPath}>`]);
 	t.deepEqual(said.slice(-4), ['<--x>', '<a b $HOME `id`>', "<it's>", 'oops']);
+	// The next start keeps it, and nothing else.
+	writeFileSync(binaryPath, '#!/bin/sh\necho again >&2\n');
+	spawnSync('/bin/sh', [unitScriptPath({name: 'a', config})]);
+	t.is(readFileSync(errorLog, 'utf8'), 'again\n');
+	t.deepEqual(readFileSync(`${errorLog}.1`, 'utf8').trim().split('\n'), said);
 });
 
 test('unit start › is written once, and takes the bootstraps of earlier ones away', t => {
