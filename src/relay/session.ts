@@ -69,16 +69,34 @@ interface TypeState {
 	isAllDirty: boolean;
 	/** Whether anything was answered on this stream: Envoy waits for the first answer even if it is empty. */
 	hasAnswered: boolean;
-	outstanding: {nonce: string; upstreamNonce: string | undefined; names: readonly string[]} | undefined;
+	/** Answers that Envoy has not said anything to, oldest first. */
+	outstanding: Outstanding[];
 	readonly refusals: Refusals;
 }
+
+interface Outstanding {
+	readonly nonce: string;
+	readonly upstreamNonce: string | undefined;
+	readonly names: readonly string[];
+	/** It was waited for long enough. */
+	isLate: boolean;
+}
+
+/**
+ * Envoy takes what it gets at once but says so only when its clusters are warm, which may take a minute where a name
+ * does not resolve. So long an answer is waited for, that what changes meanwhile goes in one; then the next is sent.
+ */
+const patienceMs = 1000;
+/** Past this Envoy is stuck, and more would be no help. */
+const mostOutstanding = 16;
 
 /** Resources handled before other work gets a turn: about a millisecond's worth. */
 const resourcesPerTurn = 200;
 
 /**
  * One ADS stream of one Envoy. It compares what Envoy holds with the cache and sends the difference, one answer per
- * type at a time; what changes meanwhile is sent together once Envoy has answered, so a slow Envoy costs no memory.
+ * type at a time; what changes meanwhile is sent together once Envoy has answered, or has taken too long to. An Envoy that
+ * does not read costs no memory.
  */
 export class Session {
 	readonly #deps: SessionDeps;
@@ -90,6 +108,7 @@ export class Session {
 	#isFlushing = false;
 	#isClosed = false;
 	#isBlocked = false;
+	readonly #closing = new AbortController();
 
 	constructor(deps: SessionDeps) {
 		this.#deps = deps;
@@ -164,7 +183,7 @@ export class Session {
 		if (!this.watches(typeUrl.cluster) || !this.watches(typeUrl.listener)) return false;
 		return [...this.#types.values()].every(
 			({outstanding, isAllDirty, dirty, deferred}) =>
-				!outstanding && !isAllDirty && dirty.size === 0 && deferred.size === 0,
+				outstanding.length === 0 && !isAllDirty && dirty.size === 0 && deferred.size === 0,
 		);
 	}
 
@@ -180,6 +199,7 @@ export class Session {
 
 	close(): void {
 		this.#isClosed = true;
+		this.#closing.abort();
 	}
 
 	#receive(message: Buffer): void {
@@ -223,7 +243,7 @@ export class Session {
 			gone: new Set(),
 			isAllDirty: isWildcard,
 			hasAnswered: false,
-			outstanding: undefined,
+			outstanding: [],
 			refusals: new Refusals(),
 		};
 		if (isWildcard) for (const [name, version] of initialVersions) state.held.set(this.#intern(url, name), version);
@@ -238,12 +258,17 @@ export class Session {
 		return known ?? (url === typeUrl.endpoint ? (cache.endpointName(name) ?? name) : name);
 	}
 
-	/** ACK or NACK of our latest answer; an older nonce is stale and means nothing (xDS protocol, "nonces"). */
+	/** ACK or NACK of an answer, and with it of those before; an older nonce is stale and means nothing (xDS protocol, "nonces"). */
 	#settle({typeUrl: url, nonce, error}: Request, state: TypeState): void {
-		const {outstanding} = state;
-		if (!outstanding || outstanding.nonce !== nonce) return;
-		state.outstanding = undefined;
+		const at = state.outstanding.findIndex(each => each.nonce === nonce);
+		if (at < 0) return;
+		const before = state.outstanding.splice(0, at);
+		const outstanding = state.outstanding.shift()!;
 		const {log, clock} = this.#deps;
+		for (const {names, upstreamNonce} of before) {
+			state.refusals.taken(names);
+			this.#deps.onAnswered(url, upstreamNonce, undefined);
+		}
 		if (error) {
 			log.warn({type: shortType(url), code: error.code, reason: error.message}, 'envoy refused an update');
 			state.refusals.note(error, outstanding.names, clock.now());
@@ -322,13 +347,18 @@ export class Session {
 		if (this.#isClosed || this.#isBlocked || !this.#rewriter) return undefined;
 		for (const url of sendOrder(this.#types.keys())) {
 			const state = this.#types.get(url)!;
-			if (state.outstanding) continue;
+			if (this.#mustWait(state)) continue;
 			if (state.isAllDirty ? !this.#hasWhole(url, state) : state.dirty.size === 0) continue;
 			// Listeners wait for the clusters they may name.
 			if (url === typeUrl.listener && this.#hasUnsent(typeUrl.cluster)) continue;
 			return url;
 		}
 		return undefined;
+	}
+
+	#mustWait({outstanding}: TypeState): boolean {
+		const last = outstanding.at(-1);
+		return last !== undefined && (!last.isLate || outstanding.length >= mostOutstanding);
 	}
 
 	#hasWhole(url: string, {isReturning}: TypeState): boolean {
@@ -342,7 +372,7 @@ export class Session {
 	}
 
 	async #send(url: string, state: TypeState): Promise<void> {
-		const {upstreamNonce, call, log} = this.#deps;
+		const {upstreamNonce, call, clock, log} = this.#deps;
 		const coveredNonce = upstreamNonce(url);
 		const isAll = state.isAllDirty;
 		const names = isAll ? this.#everyName(url, state) : state.dirty;
@@ -359,7 +389,15 @@ export class Session {
 		const nonce = String(++this.#nonce);
 		const message = answer.finish(url, nonce, removed);
 		if (url === typeUrl.cluster) this.#oweEndpoints(replaced);
-		state.outstanding = {nonce, upstreamNonce: coveredNonce, names: [...sent, ...removed]};
+		const outstanding = {nonce, upstreamNonce: coveredNonce, names: [...sent, ...removed], isLate: false};
+		state.outstanding.push(outstanding);
+		clock.sleep(patienceMs, this.#closing.signal).then(
+			() => {
+				outstanding.isLate = true;
+				void this.#flush();
+			},
+			() => {}, // closed
+		);
 		state.hasAnswered = true;
 		log.debug(
 			{type: shortType(url), sent: sent.length, removed: removed.length, all: isAll, bytes: message.length},

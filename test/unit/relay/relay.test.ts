@@ -400,6 +400,41 @@ test('relay › sends listeners after the clusters they may name', async t => {
 	await relay.stop();
 });
 
+test('relay › an Envoy that says nothing for long, as while a cluster of its warms, is given what is new all the same', async t => {
+	const {upstream, clock, connect, relay} = setUpRelay();
+	const envoy = connect();
+	envoy.ask(cds);
+	envoy.ask(lds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'a')]);
+	stream.send(lds, []);
+	const first = await envoy.response(cds, 1);
+	envoy.answer(await envoy.response(lds, 1));
+	const nonce = stream.send(cds, [resource(cds, 'b')]);
+	stream.send(lds, [resource(lds, 'l')]);
+	await settle();
+	await clock.advance(900);
+	await settle();
+	t.is(envoy.of(cds).length, 1, 'an answer may still come');
+	await clock.advance(200);
+	const second = await envoy.response(cds, 2);
+	t.deepEqual(
+		second.resources.map(({name}) => name),
+		['b'],
+	);
+	t.deepEqual(
+		(await envoy.response(lds, 2)).resources.map(({name}) => name),
+		['l'],
+	);
+	// In the end it takes both; the control plane hears of it only then.
+	await settle();
+	t.false(stream.requests.some(request => request.nonce === nonce));
+	envoy.answer(first);
+	envoy.answer(second);
+	await stream.answerTo(nonce);
+	await relay.stop();
+});
+
 test('relay › ignores an acknowledgement of an older answer', async t => {
 	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();

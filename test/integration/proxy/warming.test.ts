@@ -1,0 +1,45 @@
+import test from 'ava';
+import {systemClock} from '../../../src/lifecycle/index.ts';
+import {typeUrl} from '../../../src/proto/types.ts';
+import {FieldWriter} from '../../../src/proto/wire.ts';
+import {freePorts} from '../../../src/sandbox/local-workload.ts';
+import {encodeMessage, loadEnvoyProtos} from '../../support/envoy-protos.ts';
+import {type Resource, setUpRelay} from '../../support/relay.ts';
+import {tlsListener} from './ads.ts';
+import {makeWorld, until} from './world.ts';
+
+const protos = loadEnvoyProtos(['envoy/config/cluster/v3/cluster.proto']);
+const any = (url: string, bytes: Buffer): Buffer => new FieldWriter().string(1, url).bytes(2, bytes).finish();
+
+function cluster(fields: Record<string, unknown> & {name: string}): Resource {
+	return [fields.name, any(typeUrl.cluster, encodeMessage(protos, 'envoy.config.cluster.v3.Cluster', fields))];
+}
+
+test('relay › while a cluster of Envoy warms, further clusters and listeners reach it', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	const {upstream, relay} = setUpRelay({clock: systemClock});
+	t.teardown(() => relay.stop());
+	await world.startXds([relay.service]);
+	const [port] = await freePorts(1);
+	const proxy = await world.start();
+	const stream = await upstream.stream(1);
+	stream.send(typeUrl.cluster, [cluster({name: 'first', type: 0})]);
+	stream.send(typeUrl.listener, []);
+	await until('ready', () => world.readiness.isReady);
+	const warming = async () =>
+		(await proxy.admin.stats('^cluster_manager\\.warming_clusters$')).get('cluster_manager.warming_clusters');
+
+	// Whose endpoints never come.
+	const edsConfig = {ads: {}, initial_fetch_timeout: {seconds: 0}, resource_api_version: 2};
+	stream.send(typeUrl.cluster, [cluster({name: 'warms', type: 3, eds_cluster_config: {eds_config: edsConfig}})]);
+	await until('a cluster that warms', async () => (await warming()) === 1);
+	stream.send(typeUrl.cluster, [cluster({name: 'late', type: 0})]);
+	stream.send(typeUrl.listener, [['late', any(typeUrl.listener, tlsListener('late', port!))]]);
+	await until('both', async () => {
+		const clusters = await proxy.admin.get('/clusters');
+		const listeners = await proxy.admin.get('/config_dump?resource=dynamic_listeners');
+		return /^late::/m.test(clusters) && listeners.includes('"late"');
+	});
+	t.is(await warming(), 1, 'and it still warms');
+});
