@@ -306,6 +306,7 @@ export function startDirectRegistration(deps: DirectDeps): DirectRegistration {
 			isHealthDue = true;
 			wake.abort();
 		},
+		entry,
 		registeredForMs: () => (state === 'registered' ? clock.monotonicMs() - sinceMs : undefined),
 		leave: leaveOnce,
 		stop: async () => {

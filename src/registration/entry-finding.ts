@@ -12,6 +12,8 @@ export interface EntryEvidence {
 	readonly wasSeen: boolean;
 	readonly expected: {
 		readonly group: string;
+		/** Of our entry. Up to Istio 1.29 endpoints name this one, and the group only after that. */
+		readonly entryName: string;
 		readonly namespace: string;
 		readonly clusterId: string;
 		/** Of the labels; '' = not said. */
@@ -135,11 +137,15 @@ function findContradictions(
 	return problems;
 }
 
-/** An entry that has no group of ours, or is of another namespace or cluster. */
-function isOther(workload: string, {group, namespace, clusterId}: EntryEvidence['expected']): boolean {
+/** An entry that is neither ours nor of our group, or is of another namespace or cluster. */
+function isOther(workload: string, {group, entryName, namespace, clusterId}: EntryEvidence['expected']): boolean {
 	if (workload === '') return false;
 	const [theirs, theirNamespace, , , cluster = ''] = workload.split(';');
-	return theirs !== group || theirNamespace !== namespace || (cluster !== '' && cluster !== clusterId);
+	return (
+		(theirs !== group && theirs !== entryName) ||
+		theirNamespace !== namespace ||
+		(cluster !== '' && cluster !== clusterId)
+	);
 }
 
 const hostOf = (service: string): string => service.split('|')[3] ?? service;

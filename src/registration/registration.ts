@@ -53,6 +53,8 @@ export interface Registration extends Running {
 	leave(): Promise<void>;
 	/** How long istiod has had our stream; undefined while it has not. */
 	registeredForMs(): number | undefined;
+	/** `NAMESPACE/NAME`; undefined where there is none. */
+	entry(): string | undefined;
 }
 
 export interface RegistrationDeps {
@@ -201,6 +203,7 @@ export function startRegistration({
 			};
 		},
 		look,
+		entry,
 		registeredForMs: () => (state === 'registered' ? clock.monotonicMs() - sinceMs : undefined),
 		leave: stop,
 		stop,

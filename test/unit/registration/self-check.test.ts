@@ -18,7 +18,13 @@ const good: EntryEvidence = {
 	told: {isHealthy: true, reason: undefined, forMs: 60_000},
 	endpoints: [endpoint],
 	wasSeen: true,
-	expected: {group: 'checkout', namespace: 'bar', clusterId: 'Kubernetes', canonicalName: 'shop'},
+	expected: {
+		group: 'checkout',
+		entryName: 'checkout-198.18.0.11',
+		namespace: 'bar',
+		clusterId: 'Kubernetes',
+		canonicalName: 'shop',
+	},
 	takesUs: () => true,
 };
 const unhealthy = {isHealthy: false, reason: 'web: HTTP status 500', forMs: 60_000};
@@ -34,6 +40,19 @@ const judged = test.macro({
 });
 
 test(judged, 'callers are sent here', {}, 'registered');
+test(
+	judged,
+	'an older istiod, whose endpoints name the entry and not its group',
+	{endpoints: [{...endpoint, workload: 'checkout-198.18.0.11;bar;shop;;Kubernetes'}]},
+	'registered',
+);
+test(
+	judged,
+	'the entry of another machine of our group, as an older istiod names it',
+	{endpoints: [{...endpoint, workload: 'checkout-198.18.0.12;bar;shop;;Kubernetes'}]},
+	'registered',
+	/also that of workload bar\/checkout-198\.18\.0\.12/,
+);
 test(judged, 'an entry without health is judged alike', {told: undefined}, 'registered');
 test(
 	judged,
