@@ -163,7 +163,13 @@ function startSelfCheckOf(deps: MeshDeps, mesh: Mesh, registration: Registration
 				registeredForMs,
 				told: health.told(),
 				endpoints: inbound.endpoints(),
-				expected: {group, namespace, clusterId, canonicalName: labels['service.istio.io/canonical-name'] ?? ''},
+				expected: {
+					group,
+					entryName: registration.entry()?.split('/')[1] ?? '',
+					namespace,
+					clusterId,
+					canonicalName: labels['service.istio.io/canonical-name'] ?? '',
+				},
 				takesUs,
 			};
 		},

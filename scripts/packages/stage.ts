@@ -66,6 +66,7 @@ export function stageAgent(root: string, {description, arch, configPath, folderO
 	copy('packaging/apparmor', '/etc/apparmor.d/onramp');
 	for (const name of ['onramp.cil', 'onramp_permissive.cil'])
 		copy(`packaging/selinux/${name}`, `/usr/share/selinux/packages/${name}`);
+	for (const form of ['rules', 'pkla']) copy(`packaging/polkit.${form}`, `/usr/share/onramp/50-onramp-dns.${form}`);
 	copy('packaging/sysctl.conf', '/usr/lib/sysctl.d/50-onramp.conf');
 
 	write('/usr/share/man/man1/onramp.1.gz', gzip(renderManual()));

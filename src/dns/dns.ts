@@ -73,6 +73,12 @@ const mostHeld = 1000;
 /** A disk that does not answer must not keep foreign names from being answered. */
 const holdMs = 500;
 
+/**
+ * Where systemd-resolved asks us, besides `dns.addresses`. Before its version 250 it sends whatever is for the server of a
+ * link out by that link, and only an address of the link's own leads back to us.
+ */
+const addressOfLink = '127.0.15.53';
+
 /** @throws nothing for what may get better: what cannot be listened on closes the gate, and is tried again */
 export async function startDns(deps: DnsDeps): Promise<Dns> {
 	const {config, clock, log, gate, metrics, random} = deps;
@@ -84,6 +90,7 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 		random,
 		tally,
 	);
+	const addresses = [...config.addresses, ...(config.mode === 'resolved' ? [addressOfLink] : [])];
 	const tablePath = join(config.stateDir, 'names');
 	let search: readonly string[] = [];
 	let table: DnsStatus['table'] = 'loading';
@@ -97,7 +104,7 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 		resolvConfPath: config.resolvConfPath,
 		resolvedConfPath: config.resolvedConfPath,
 		isStubAvoided: config.mode === 'resolved',
-		isOurs: ({address, port}) => config.addresses.includes(address) && port === config.port,
+		isOurs: ({address, port}) => addresses.includes(address) && port === config.port,
 		onSearch: domains => {
 			search = domains;
 			answerer.setSearch(domains);
@@ -121,7 +128,7 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 	/** Questions that came before we could tell what is whose. */
 	let held: (() => void)[] | undefined = [];
 	const listeners = new Listeners({
-		addresses: config.addresses,
+		addresses,
 		port: config.port,
 		clock,
 		log,
@@ -202,7 +209,9 @@ export async function startDns(deps: DnsDeps): Promise<Dns> {
 	const known = Promise.race([Promise.all([load(), upstreams.refresh()]), timeout]);
 	void known.then(release, release);
 	await listeners.start();
-	const [heard] = listeners.states.filter(({state}) => state === 'listening');
+	const heard = listeners.states
+		.filter(({state}) => state === 'listening')
+		.toSorted((one, another) => Number(another.address === addressOfLink) - Number(one.address === addressOfLink))[0];
 	if (config.mode === 'resolved' && heard) {
 		const server = renderAddress(heard.address, heard.port);
 		resolved = startResolved({link: config.link, server, clock, log, run: deps.run, onChange: updateGate});

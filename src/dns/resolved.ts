@@ -139,12 +139,12 @@ function explain(error: unknown, link: string): AgentError {
 	if (/No such device|does not exist|Failed to resolve interface/i.test(reason))
 		return fail(
 			`there is no link ${link}`,
-			`as root: ip link add ${link} type dummy && ip address add 192.0.2.53/32 dev ${link} && ip link set ${link} up`,
+			`systemctl enable --now onramp-dns-link; without the package, as root: ip link add ${link} type dummy && ip address add 127.0.15.53/32 scope global dev ${link} && ip link set ${link} up`,
 		);
 	if (/auth|denied|permission|not permitted/i.test(reason))
 		return fail(
 			'not permitted',
-			'install the polkit rule of docs/dns.md for the user of the agent, then: systemctl restart polkit',
+			'as root: cp /usr/share/onramp/50-onramp-dns.rules /etc/polkit-1/rules.d/ (Ubuntu 22.04: 50-onramp-dns.pkla to /etc/polkit-1/localauthority/50-local.d/); without the package, see docs/dns.md',
 		);
 	if (/unit.*not found|could not activate|connect to bus|not provided|Connection refused/i.test(reason))
 		return fail('it does not run', 'systemctl enable --now systemd-resolved, or set dns.mode to capture');

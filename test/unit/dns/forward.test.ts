@@ -3,6 +3,7 @@ import {mkdtemp, rename, rm, symlink, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
+import {answersDns, transferOfAll} from '../../../src/capture/listeners.ts';
 import {parseResolvConf} from '../../../src/dns/resolv-conf.ts';
 import {chooseServers} from '../../../src/dns/upstreams.ts';
 import {watchFiles} from '../../../src/dns/watch-files.ts';
@@ -56,6 +57,12 @@ test('upstreams › a silent server delays the first questions a little and late
 	for (let round = 3; round < 20; round++) await ask(world, `${round}.example.com`);
 	// Probes go on, questions do not.
 	t.true(world.dns.status().upstreams[0]!.asked - asked <= 2);
+});
+
+test('upstreams › rules are not kept out by servers that are silent: the agent itself answers', async t => {
+	const world = await startWorld(t, {upstreams: [at(await silentPort(t))], timeoutMs: 10_000}, {resolvConf: ''});
+	t.true(await answersDns('127.0.0.1', world.port, transferOfAll));
+	t.false(await answersDns('127.0.0.1', await silentPort(t), transferOfAll));
 });
 
 test('upstreams › a silent server that answers again is asked first again', async t => {

@@ -65,7 +65,7 @@ for (const [reason, message, hint] of [
 		/there is no link onramp-dns/,
 		/ip link add onramp-dns type dummy/,
 	],
-	['Failed to set DNS configuration: Interactive authentication required.', /not permitted/, /polkit rule/],
+	['Failed to set DNS configuration: Interactive authentication required.', /not permitted/, /polkit-1\/rules\.d/],
 	[
 		'Failed to set DNS configuration: Unit dbus-org.freedesktop.resolve1.service not found.',
 		/does not run/,
