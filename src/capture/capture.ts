@@ -4,7 +4,7 @@ import {dirname} from 'node:path';
 import type {CaptureConfig} from '../config/index.ts';
 import {AgentError, reasonOf} from '../errors.ts';
 import type {Clock} from '../lifecycle/clock.ts';
-import {acquireLock, lastLock} from '../lifecycle/lock.ts';
+import {acquireLock, type Lock, lastLock} from '../lifecycle/lock.ts';
 import {noteApplied, removed, rulesAreIn} from './applied.ts';
 import type {Backend, BackendName, LiveRules} from './backend.ts';
 import {armGuardian, exists, isProved, placesIn, readJson, writeJson} from './confirm.ts';
@@ -15,6 +15,7 @@ import {Kernel} from './kernel.ts';
 import {checkListeners, type Listener, waitForListeners} from './listeners.ts';
 import {countPlanned} from './nft.ts';
 import {describeOlder, findOlder, readSockets} from './older.ts';
+import {endOrphans} from './orphans.ts';
 import {type Result, writeOutcome} from './outcome.ts';
 import {refusePeers, removePeers} from './peers.ts';
 import {digestOf, planBlock, planCapture} from './plan.ts';
@@ -233,7 +234,7 @@ export async function undoCapture(
 	stateDir: string,
 	previous: Plan | undefined,
 ): Promise<void> {
-	await locked({stateDir}, async () => {
+	await locked({stateDir}, deps.clock, async () => {
 		const kernel = new Kernel(deps.run);
 		if (previous) {
 			const backends = findBackends(deps.run);
@@ -330,7 +331,7 @@ export async function removeCapture(
 
 /** Takes the rules out for as long as Envoy does not answer, and keeps in mind that they are to come back. */
 export async function withdrawCapture({config, run, clock}: CaptureDeps): Promise<void> {
-	await locked(config, async () => {
+	await locked(config, clock, async () => {
 		const {applied, bypassed} = placesIn(config.stateDir);
 		// Somebody may have taken them away for good.
 		if (!(await exists(applied))) return;
@@ -440,10 +441,16 @@ async function lockedIfOwn<T>(deps: CaptureDeps, change: (kernel: Kernel) => Pro
 const tickMs = 10;
 
 /** Looks before the lock is taken, which saves a wait, and once more if somebody else has had it since. */
-async function lockedLook<T>({config, run, kernel}: CaptureDeps, change: (kernel: Kernel) => Promise<T>): Promise<T> {
+async function lockedLook<T>(
+	{config, run, kernel, clock}: CaptureDeps,
+	change: (kernel: Kernel) => Promise<T>,
+): Promise<T> {
 	const looked = kernel && kernel.atMs > changedAtMs(config.stateDir) + tickMs ? kernel : new Kernel(run).ask();
 	const before = locksIn(config.stateDir);
-	return locked(config, () => change(locksIn(config.stateDir) === before + 1 ? looked : new Kernel(run).ask()));
+	return locked(config, clock, lock => {
+		const isLast = locksIn(config.stateDir) === before + 1 && lock.diedHolding === undefined;
+		return change(isLast ? looked : new Kernel(run).ask());
+	});
 }
 
 /** When somebody has last taken or released the lock. */
@@ -455,7 +462,11 @@ const lockIn = (stateDir: string): string => `${stateDir}/lock`;
 const locksIn = (stateDir: string): number => (existsSync(stateDir) ? lastLock(lockIn(stateDir)) : 0);
 
 /** One change at a time on this machine. */
-async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: () => Promise<T>): Promise<T> {
+async function locked<T>(
+	{stateDir}: Pick<CaptureConfig, 'stateDir'>,
+	clock: Clock,
+	change: (lock: Lock) => Promise<T>,
+): Promise<T> {
 	try {
 		mkdirSync(stateDir, {recursive: true, mode: 0o700});
 	} catch (cause) {
@@ -473,7 +484,8 @@ async function locked<T>({stateDir}: Pick<CaptureConfig, 'stateDir'>, change: ()
 		});
 	});
 	try {
-		return await change();
+		if (lock.diedHolding !== undefined) await endOrphans(lock.diedHolding, clock);
+		return await change(lock);
 	} finally {
 		await lock.release();
 	}

@@ -1,7 +1,7 @@
 import {AgentError} from '../errors.ts';
 import type {BackendName} from './backend.ts';
 import {type LiveTables, ownPrefix} from './iptables-save.ts';
-import {type Kernel, type NftObject, programOf} from './kernel.ts';
+import {type Kernel, type NftObject, programOf, type Xtables} from './kernel.ts';
 import {tableName} from './render-nft.ts';
 import {families} from './rules.ts';
 
@@ -24,9 +24,16 @@ const usualPriority = -100;
  */
 export async function findInFront(backend: BackendName, kernel: Kernel): Promise<readonly string[]> {
 	const objects = await kernel.rules();
-	const native = objects && !(objects instanceof AgentError) ? findNative(backend, objects) : [];
-	return [...new Set([...native, ...(backend === 'iptables-legacy' ? [] : await findLegacy(backend, kernel))])];
+	const known = objects && !(objects instanceof AgentError) ? objects : [];
+	// What nft does not show, or not whole.
+	const hidden: Xtables[] = backend === 'iptables-legacy' ? [] : ['iptables-legacy'];
+	if (backend !== 'iptables-nft' && known.some(({rule}) => rule && isNameless(rule))) hidden.push('iptables-nft');
+	const others = await Promise.all(hidden.map(tables => findRedirects(tables, backend, kernel)));
+	return [...new Set([...findNative(backend, known), ...others.flat()])];
 }
+
+/** Up to 1.0.2 nft has no name in its JSON for what comes of iptables-nft. */
+const isNameless = (rule: Fields): boolean => expressionsOf(rule).some(each => each['xt'] === null);
 
 /** Of nftables, and of iptables-nft where that is not the backend itself. */
 function findNative(backend: BackendName, objects: readonly NftObject[]): readonly string[] {
@@ -77,14 +84,13 @@ function reachedFrom({family, table, name}: Fields, rules: readonly Fields[]): r
 	return reached;
 }
 
-/** Of iptables-legacy, which nft does not show. */
-async function findLegacy(backend: BackendName, kernel: Kernel): Promise<readonly string[]> {
+async function findRedirects(tables: Xtables, backend: BackendName, kernel: Kernel): Promise<readonly string[]> {
 	const found = families.map(async family => {
-		const tables = await kernel.tables('iptables-legacy', family).catch(unseen);
-		if (!tables) return [];
+		const live = await kernel.tables(tables, family).catch(unseen);
+		if (!live) return [];
 		const builtIns = backend === 'nft' ? ['PREROUTING'] : ['PREROUTING', 'OUTPUT'];
-		const tool = programOf('iptables-legacy', family, 'save').replace('-save', '');
-		return builtIns.flatMap(chain => describeRedirects(tool, tables.redirectsFrom('nat', chain)));
+		const tool = programOf(tables, family, 'save').replace('-save', '');
+		return builtIns.flatMap(chain => describeRedirects(tool, live.redirectsFrom('nat', chain)));
 	});
 	return (await Promise.all(found)).flat();
 }

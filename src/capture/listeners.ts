@@ -39,7 +39,9 @@ export async function checkListeners(config: CaptureConfig, plan: Plan): Promise
 		] as const)
 			if (leadsTo(family)) {
 				const shown = family === 'ip' ? address : `[${address}]`;
-				listeners.push(look(`DNS over UDP (${shown}:${config.dnsPort})`, true, answersDns(address, config.dnsPort)));
+				listeners.push(
+					look(`DNS over UDP (${shown}:${config.dnsPort})`, true, answersDns(address, config.dnsPort, transferOfAll)),
+				);
 				listeners.push(look(`DNS over TCP (${shown}:${config.dnsPort})`, true, answersTcp(address, config.dnsPort)));
 			}
 	}
@@ -78,7 +80,12 @@ export function answersTcp(host: string, port: number, withinMs = answerWithinMs
 }
 
 /** Any answer counts, a refusal of the name included: the server is there. */
-export function answersDns(address: string, port: number, name = '', withinMs = answerWithinMs): Promise<boolean> {
+export function answersDns(
+	address: string,
+	port: number,
+	asked: Buffer | string = '',
+	withinMs = answerWithinMs,
+): Promise<boolean> {
 	return new Promise(resolve => {
 		const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
 		const timer = setTimeout(() => end(false), withinMs);
@@ -96,7 +103,7 @@ export function answersDns(address: string, port: number, name = '', withinMs = 
 			if (message.length >= 12 && message.readUInt16BE(0) === id) end(true);
 		});
 		socket.connect(port, address, () => {
-			socket.send(dnsQuestion(id, name), error => {
+			socket.send(typeof asked === 'string' ? dnsQuestion(id, asked) : Buffer.concat([headOf(id), asked]), error => {
 				if (error) end(false);
 			});
 		});
@@ -105,8 +112,12 @@ export function answersDns(address: string, port: number, name = '', withinMs = 
 
 /** A question for the addresses of a name; the root's name servers when there is none. */
 function dnsQuestion(id: number, name: string): Buffer {
-	const head = Buffer.from([id >> 8, id & 255, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
 	const labels = name.split('.').filter(label => label !== '');
 	const encoded = labels.flatMap(label => [Buffer.from([Buffer.byteLength(label)]), Buffer.from(label)]);
-	return Buffer.concat([head, ...encoded, Buffer.from([0, 0, labels.length === 0 ? 2 : 1, 0, 1])]);
+	return Buffer.concat([headOf(id), ...encoded, Buffer.from([0, 0, labels.length === 0 ? 2 : 1, 0, 1])]);
 }
+
+const headOf = (id: number): Buffer => Buffer.from([id >> 8, id & 255, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+
+/** AXFR of the root. The agent refuses it by itself, so that a server of others that is silent does not look like its own silence. */
+export const transferOfAll = Buffer.from([0, 0, 252, 0, 1]);

@@ -3,7 +3,9 @@ import {closeSync, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from
 import {tmpdir} from 'node:os';
 import {AgentError} from '../errors.ts';
 import {toolDirectories} from '../lifecycle/find-program.ts';
+import {processMark} from '../lifecycle/lock.ts';
 import {findTool} from './find-tool.ts';
+import {startedBy} from './orphans.ts';
 
 export interface Outcome {
 	readonly code: number;
@@ -28,7 +30,7 @@ export const runProgram: Run = async (program, args, input = '') => {
 	return new Promise<Outcome>((resolve, reject) => {
 		const child = spawn(path, [...args], {
 			stdio: [stdin ?? 'ignore', 'pipe', 'pipe'],
-			env: {PATH: toolDirectories.join(':'), LC_ALL: 'C', ...lockFile()},
+			env: {PATH: toolDirectories.join(':'), LC_ALL: 'C', [startedBy]: processMark(), ...lockFile()},
 			timeout: timeoutMs,
 			killSignal: 'SIGKILL',
 		});

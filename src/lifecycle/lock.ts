@@ -7,6 +7,8 @@ import {systemFs, temporaryName, writeFileAtomic, writeNewFile} from './atomic-f
 export interface Lock {
 	/** Lets the next one in, at the latest when this process ends. Never rejects; safe to call again. */
 	release(): Promise<void>;
+	/** Who had it before and died without releasing it, as `processMark` has it: what it has started may still run. */
+	readonly diedHolding: string | undefined;
 }
 
 /** Who holds a lock; pids are reused, so the start time and the boot make it one process. */
@@ -39,7 +41,7 @@ export async function acquireLock(path: string): Promise<Lock> {
 		await writeNewFile(temporary, render(self), 0o600, systemFs, false);
 		for (;;) {
 			const last = lockNumbers(path).at(-1) ?? 0;
-			if (last > 0) await refuseIfHeld(path, last);
+			const before = last > 0 ? await refuseIfHeld(path, last) : undefined;
 			if (!(await linkNew(temporary, `${path}.${last + 1}`))) continue; // another successor was faster: look again
 			// A directory listing taken while files come and go may miss one; ours counts only if it is the highest.
 			if (lockNumbers(path).at(-1) !== last + 1) {
@@ -47,16 +49,17 @@ export async function acquireLock(path: string): Promise<Lock> {
 				continue;
 			}
 			await removeOlder(path, last + 1);
-			return lockOn(`${path}.${last + 1}`, self);
+			return lockOn(`${path}.${last + 1}`, self, before);
 		}
 	} finally {
 		await systemFs.rm(temporary, {force: true});
 	}
 }
 
-function lockOn(file: string, self: Holder): Lock {
+function lockOn(file: string, self: Holder, before: Holder | undefined): Lock {
 	let released: Promise<void> | undefined;
 	return {
+		diedHolding: before && !before.isReleased && before.bootId === self.bootId ? markOf(before) : undefined,
 		release: () => {
 			// On a full disk the mark cannot be made; the end of the process then releases it as well, and so does a power cut.
 			released ??= writeFileAtomic(file, render({...self, isReleased: true}), 0o600, systemFs, false).catch(() => {});
@@ -65,9 +68,10 @@ function lockOn(file: string, self: Holder): Lock {
 	};
 }
 
-async function refuseIfHeld(path: string, number: number): Promise<void> {
+/** @returns who had it last */
+async function refuseIfHeld(path: string, number: number): Promise<Holder | undefined> {
 	const holder = await readHolder(`${path}.${number}`);
-	if (!holder || !isAlive(holder)) return;
+	if (!holder || !isAlive(holder)) return holder;
 	const whose = holder.pid === process.pid ? 'this process' : `the process with pid ${holder.pid}`;
 	throw new AgentError('identity.state_locked', `lock ${path}: held by ${whose}`, {
 		hint: `another agent uses ${dirname(path)}: stop it (\`ps -fp ${holder.pid}\` shows it), or give this one its own state directory`,
@@ -118,6 +122,12 @@ function readBootId(): string {
 function describeSelf(): Holder {
 	return {pid: process.pid, startTime: startTimeOf(process.pid)!, bootId: readBootId(), isReleased: false};
 }
+
+const markOf = ({pid, startTime}: Holder): string => `${pid}:${startTime}`;
+
+/** `PID:START`, of this process and of no other since the machine booted. */
+export const processMark = (): string => (mark ??= markOf(describeSelf()));
+let mark: string | undefined;
 
 function render(holder: Holder): string {
 	return `${JSON.stringify(holder)}\n`;

@@ -71,13 +71,15 @@ fail() {
 	exit 1
 }
 install_files() {
-	if command -v apt-get >/dev/null; then
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
-	elif command -v dnf >/dev/null; then
-		dnf install -y -q "$@"
-	else
-		rpm -U "$@"
-	fi
+	case $1 in
+	*.rpm)
+		if command -v dnf >/dev/null; then dnf install -y -q "$@"; else rpm -U "$@"; fi
+		;;
+	*)
+		export DEBIAN_FRONTEND=noninteractive
+		if command -v apt-get >/dev/null; then apt-get install -y -q --no-install-recommends "$@"; else dpkg -i "$@"; fi
+		;;
+	esac
 }
 if ! grep -q '[^x]' istio-token; then
 	cp /etc/onramp/bundle/istio-token . || fail 'the token of this user-data was scrubbed by an earlier run, and this machine has none'

@@ -14,6 +14,8 @@ export interface WaitDeps {
 const pollMs = 100;
 /** Asking systemd costs a process. */
 const failurePollMs = 1000;
+/** What has failed beside the agent, it hears of a moment later, and can say more of it. */
+const hearsWithinMs = 1000;
 
 /**
  * Waits until the agent is ready, with a line for each gate that opens; otherwise says which are closed, why, and what
@@ -26,6 +28,7 @@ export async function untilReady(deps: WaitDeps): Promise<boolean> {
 	const told = new Set<string>();
 	let last: StatusReport | undefined;
 	let fault: string | undefined;
+	let faultMs = Number.POSITIVE_INFINITY;
 	for (;;) {
 		const report = await fetchStatus(controlSocketPath).catch(() => undefined);
 		if (report && report.pid !== formerPid) {
@@ -40,11 +43,12 @@ export async function untilReady(deps: WaitDeps): Promise<boolean> {
 			}
 		}
 		const nowMs = performance.now();
-		if (nowMs >= nextFailureMs) {
+		if (fault === undefined && nowMs >= nextFailureMs) {
 			fault = await failure();
 			nextFailureMs = nowMs + failurePollMs;
+			if (fault !== undefined) faultMs = nowMs;
 		}
-		if (fault !== undefined || signal.aborted || nowMs - startedMs >= waitMs) break;
+		if (nowMs - faultMs >= hearsWithinMs || signal.aborted || nowMs - startedMs >= waitMs) break;
 		await new Promise(resolve => setTimeout(resolve, pollMs));
 	}
 	if (!signal.aborted) tellClosed(last, fault ?? `not ready within ${waitMs / 1000} s`, say);

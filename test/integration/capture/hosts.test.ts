@@ -54,6 +54,40 @@ for (const backend of backends)
 
 for (const backend of backends)
 	test.serial(
+		`capture › the agent may ask from a port that an application has just asked the same server from: ${backend}`,
+		async t => {
+			if (skippedWithout(t, toolsOf(backend))) return;
+			const world = await makeWorld(t, {flags: ['--capture-backend', backend, '--capture-dns', 'servers']});
+			const {vm, far} = world;
+			await world.startEnvoy();
+			const [app, mesh, outside] = [await vm.peer(), await vm.peer(meshUid), await far.peer(0)];
+			for (const family of families) {
+				await outside.serveNames(address.far[family], 53, 'far');
+				await mesh.serveNames(family === 'ip' ? '127.0.0.1' : '::1', 15_053, 'agent');
+			}
+			t.is((await world.capture(['apply'])).code, 0);
+			for (const family of families) {
+				const server = address.far[family];
+				// Connection tracking remembers each question for half a minute.
+				t.deepEqual(await app.askName(server, 'udp', 40_001), {name: 'agent'}, family);
+				t.deepEqual(
+					await mesh.askName(server, 'udp', 40_001),
+					{name: 'far'},
+					`${family}: the agent is not led to itself`,
+				);
+				t.deepEqual(await mesh.askName(server, 'udp', 40_002), {name: 'far'}, family);
+				t.deepEqual(
+					await app.askName(server, 'udp', 40_002),
+					{name: 'agent'},
+					`${family}: nor the application past it`,
+				);
+				t.deepEqual(await app.askName(server, 'udp', 40_001), {name: 'agent'}, `${family}: again`);
+			}
+		},
+	);
+
+for (const backend of backends)
+	test.serial(
 		`capture › connections from before the rules go on as they were, on a host that tracked nothing: ${backend}`,
 		async t => {
 			if (skippedWithout(t, toolsOf(backend))) return;

@@ -1,6 +1,7 @@
 import {chmod, chown, mkdir, symlink} from 'node:fs/promises';
 import {join} from 'node:path';
 import test from 'ava';
+import {until} from '../../support/mesh.ts';
 import {
 	address,
 	appUid,
@@ -106,6 +107,25 @@ test.serial('capture › a missing user is an error before anything is changed',
 	t.regex(stderr, /there is no user "nobody-of-that-name"/);
 	t.is(await world.dump(), before);
 });
+
+for (const backend of ['iptables-nft', 'iptables-legacy'] as const)
+	test.serial(`kill -9 › a program that outlives a killed change does not do it once more: ${backend}`, async t => {
+		if (skippedWithout(t, toolsOf(backend))) return;
+		const world = await makeWorld(t, {flags: ['--capture-backend', backend]});
+		if (backend === 'iptables-legacy') await primeTables(world);
+		const [, , , , ...flags] = world.captureCommand(['apply']);
+		const clean = await world.dump();
+		for (const step of [1, 2, 3]) {
+			const child = [join(import.meta.dirname, 'steps-child.ts'), 'apply', 'during', String(step), ...flags];
+			await world.vm.run(process.execPath, child);
+			t.regex(await world.processes(), /sleep 1/, 'it goes on');
+			t.is((await world.capture(['apply', '--force'])).code, 0);
+			await until('its end', async () => !(await world.processes()).includes('sleep 1'));
+			t.notRegex((await world.capture(['verify'])).stdout, /problem: (?!IPv[46]: a packet)/, `program ${step}`);
+			await world.capture(['remove']);
+			t.is(await world.dump(), clean);
+		}
+	});
 
 /** From nothing to rules, from these to others with fewer tables, from rules to nothing. */
 const changes = [

@@ -1,4 +1,6 @@
-// Does one change of rules, and dies by SIGKILL before or after the Nth program that changes something.
+// Does one change of rules, and dies by SIGKILL before or after the Nth program that changes something, or while that is
+// about to; it is slow then, and outlives us.
+import {findTool} from '../../../src/capture/find-tool.ts';
 import {applyCapture, type CaptureDeps, removeCapture, runProgram} from '../../../src/capture/index.ts';
 import {loadFrom} from '../../../src/cli/load.ts';
 import {parsePlainFlags} from '../../../src/cli/plain-run.ts';
@@ -25,6 +27,11 @@ const deps: CaptureDeps = {
 		if (!changesSomething(call[0], call[1])) return runProgram(...call);
 		const mine = --left;
 		dieAt('before', mine);
+		if (moment === 'during' && mine === 0) {
+			setTimeout(dieAt, 100, 'during', 0);
+			const [program, args, input] = call;
+			return runProgram('sh', ['-c', 'sleep 1; exec "$0" "$@"', findTool(program)!, ...args], input);
+		}
 		const outcome = await runProgram(...call);
 		dieAt('after', mine);
 		return outcome;
