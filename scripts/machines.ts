@@ -32,7 +32,7 @@ function isThere(path: string): boolean {
 export function whyNoMachines(): string | undefined {
 	if (process.getuid?.() !== 0) return 'needs root';
 	const missing = ['ip', 'nft', 'setpriv', 'curl'].filter(name => toolPath(name) === undefined);
-	if (missing.length > 0) return `needs ${missing.join(', ')} (scripts/setup --tests installs them)`;
+	if (missing.length > 0) return `needs ${missing.join(', ')} (scripts/setup, run as root, installs them)`;
 	const name = `ort${process.pid.toString(36)}`;
 	try {
 		execFileSync('ip', ['netns', 'add', name], {stdio: 'pipe'});

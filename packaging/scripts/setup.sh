@@ -69,10 +69,10 @@ after_upgrade() {
 
 before_remove() {
 	if has_systemd; then
-		systemctl disable onramp.service onramp-capture-watch.service 2>/dev/null || :
+		systemctl disable onramp.service onramp-capture-watch.service onramp-dns-link.service 2>/dev/null || :
 		# The last two also stop with the first, unless somebody has started them alone.
 		systemctl stop onramp.service onramp-envoy@a.path onramp-envoy@b.path || :
-		systemctl stop onramp-capture.service onramp-agent.service 'onramp-envoy@*.service' || :
+		systemctl stop onramp-capture.service onramp-agent.service 'onramp-envoy@*.service' onramp-dns-link.service || :
 	fi
 	# Rules that were made by hand, and those that a stop leaves on purpose.
 	onramp capture remove --all >/dev/null || echo 'onramp: rules may be left, see: nft list ruleset'

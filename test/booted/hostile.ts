@@ -13,7 +13,7 @@ interface Try {
 	readonly proof?: string;
 }
 
-const refused = /permission denied|operation not permitted|access denied/i;
+const refused = /permission denied|operation not permitted|access denied|authentication required/i;
 
 /** Every try succeeds for who may, and is refused to uid 65534 for the want of a right and nothing else. */
 export async function assertRefused(t: ExecutionContext, machine: Machine, pids: readonly string[]): Promise<void> {

@@ -108,10 +108,18 @@ step(
 		const since = async () => machine.must('systemctl show onramp-agent -p InvocationID --value');
 		const dropIn = '/run/systemd/system/onramp-agent.service.d';
 		const token = '/etc/onramp/bundle/istio-token';
-		const ways = [
-			`install -d -m 0700 /etc/credstore && install -m 0600 -o root -g root /root/token /etc/credstore/istio-token`,
-			`rm -r /etc/credstore; systemd-creds encrypt --with-key=host --name=istio-token /root/token /root/token.cred 2>/dev/null && mkdir ${dropIn} && printf '[Service]\\nLoadCredentialEncrypted=istio-token:/root/token.cred\\n' > ${dropIn}/token.conf`,
-		];
+		const store =
+			'install -d -m 0700 /etc/credstore && install -m 0600 -o root -g root /root/token /etc/credstore/istio-token';
+		const systemd = Number(/^systemd (\d+)/.exec(await machine.must('systemctl --version'))?.[1]);
+		const withPath = `mkdir ${dropIn} && printf '[Service]\\nLoadCredential=istio-token:/etc/credstore/istio-token\\n' > ${dropIn}/token.conf`;
+		// An older one does not look there by itself, and knows no encrypted ones.
+		const ways =
+			systemd < 252
+				? [`${store} && ${withPath}`]
+				: [
+						store,
+						`rm -r /etc/credstore; systemd-creds encrypt --with-key=host --name=istio-token /root/token /root/token.cred 2>/dev/null && mkdir ${dropIn} && printf '[Service]\\nLoadCredentialEncrypted=istio-token:/root/token.cred\\n' > ${dropIn}/token.conf`,
+					];
 		await machine.must(`mv ${token} /root/token`);
 		for (const way of ways) {
 			const before = await since();
@@ -125,7 +133,7 @@ step(
 			t.regex(list, /^-r-------- /, 'nobody else can read it');
 		}
 		await machine.must(
-			`mv /root/token ${token}; rm -r /root/token.cred ${dropIn}; systemctl daemon-reload; rm -f /var/lib/systemd/credential.secret`,
+			`mv /root/token ${token}; rm -rf /etc/credstore /root/token.cred ${dropIn}; systemctl daemon-reload; rm -f /var/lib/systemd/credential.secret`,
 		);
 		await machine.must('systemctl restart onramp-agent');
 		await untilReady(a);
@@ -136,7 +144,11 @@ step(
 
 step('the units hold what they promise: no capability, no root, an exposure of 1.5 at most', async t => {
 	const list = readdirSync(join(import.meta.dirname, '../../packaging/units')).map(name => name.replace('@.', '@a.'));
-	t.is(await a.machine.must(`systemd-analyze verify --man=no ${list.join(' ')} 2>&1`), '', 'no complaint');
+	// Some have complaints of a distribution's own units.
+	const complaints = await a.machine.must(
+		`systemd-analyze verify --man=no ${list.join(' ')} 2>&1 | grep onramp || true`,
+	);
+	t.is(complaints, '');
 	for (const unit of ['onramp-agent.service', 'onramp-envoy@a.service']) {
 		const text = await a.machine.must(`systemd-analyze security --no-pager ${unit} | tail -1`);
 		const exposure = Number(/: (\d+\.\d+)/.exec(text)?.[1]);
@@ -296,10 +308,11 @@ step(
 		const at = [
 			'left the mesh; no request is in flight',
 			'capture: removed',
-			'Stopped onramp-agent.service',
-			'Stopped onramp-envoy@a.service',
+			// Before version 250 systemd says what a unit is, and not its name.
+			/Stopped (onramp-agent\.service|onramp agent)/g,
+			/Stopped (onramp-envoy@a\.service|Envoy a of onramp)/g,
 		];
-		const places = at.map(line => said.lastIndexOf(line));
+		const places = at.map(line => [...said.matchAll(new RegExp(line, 'g'))].at(-1)?.index ?? -1);
 		t.deepEqual(
 			places,
 			places.toSorted((one, other) => one - other),

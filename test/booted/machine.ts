@@ -68,11 +68,14 @@ export function missingForForgetfulDisks(): string | undefined {
 /** Of an ext4: from now on nothing is written any more, not even its journal (EXT4_IOC_SHUTDOWN, NOLOGFLUSH). */
 const shutDown = 'open(F, "<", $ARGV[0]) or die $!; my $how = pack("L", 2); ioctl(F, 0x8004587D, $how) or die $!';
 
+/** Code name of another distribution than this machine's, see `image`. */
+const suite = process.env['ONRAMP_BOOTED_SUITE'];
+
 /** Path of the image, made on the first call ever; another recipe makes another image. */
 async function ensureImage(): Promise<string> {
 	const recipe = join(import.meta.dirname, 'image');
-	const path = join(directory, `debian-${hash('sha256', readFileSync(recipe), 'hex').slice(0, 8)}`);
-	if (!existsSync(path)) await run(recipe, [path], {maxBuffer: 2 ** 26});
+	const path = join(directory, `${suite ?? 'own'}-${hash('sha256', readFileSync(recipe), 'hex').slice(0, 8)}`);
+	if (!existsSync(path)) await run(recipe, [path, ...(suite ? [suite] : [])], {maxBuffer: 2 ** 26});
 	return path;
 }
 

@@ -89,6 +89,16 @@ function awaitEnd({hold, withinMs}: Fields): Promise<Fields> {
 
 const systemCodeOf = (error: NodeJS.ErrnoException): string => error.code ?? error.message;
 
+/** Names that somebody has asked us for over UDP. */
+const asked = new Set<string>();
+
+function nameIn(question: Buffer): string {
+	const labels: string[] = [];
+	for (let at = 12; question[at]; at += question[at]! + 1)
+		labels.push(question.toString('latin1', at + 1, at + 1 + question[at]!));
+	return labels.join('.').toLowerCase();
+}
+
 /** Answers every question, over UDP and TCP, with a message that says who did, in place of records. */
 function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
 	const answer = (question: Buffer) =>
@@ -99,6 +109,7 @@ function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
 		]);
 	const socket = createSocket(String(host).includes(':') ? 'udp6' : 'udp4');
 	socket.on('message', (question, peer) => {
+		asked.add(nameIn(question));
 		if (!silent) socket.send(answer(question), peer.port, peer.address);
 	});
 	const server = createServer(client => {
@@ -117,7 +128,7 @@ function serveNames({host, port, name, silent}: Fields): Promise<Fields> {
 
 const question = Buffer.from([7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0x61, 0, 0, 1, 0, 1]);
 
-function askName({server, protocol = 'udp', withinMs = 10_000}: Fields): Promise<Fields> {
+function askName({server, protocol = 'udp', fromPort = 0, withinMs = 10_000}: Fields): Promise<Fields> {
 	return new Promise(resolve => {
 		const timer = setTimeout(() => resolve({error: 'timeout'}), Number(withinMs));
 		const end = (answer: Fields) => {
@@ -131,7 +142,7 @@ function askName({server, protocol = 'udp', withinMs = 10_000}: Fields): Promise
 				socket.close();
 				end({name: message.subarray(12).toString()});
 			});
-			socket.connect(53, String(server), () => socket.send(question));
+			socket.bind(Number(fromPort), () => socket.connect(53, String(server), () => socket.send(question)));
 			return;
 		}
 		const socket = connect(53, String(server), () => {
@@ -194,6 +205,7 @@ const commands: Readonly<Record<string, (fields: Fields) => Promise<unknown> | u
 	stopLoad: () => load?.stop(),
 	whoAmI: () => ({pid: process.pid}),
 	seen: () => [...seen],
+	asked: () => [...asked],
 	forget: () => {
 		seen.length = 0;
 		return {};

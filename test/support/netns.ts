@@ -251,8 +251,13 @@ export class Peer {
 		return this.send('serveNames', {host, port, name, ...options});
 	}
 
-	askName(server: string, protocol: 'udp' | 'tcp' = 'udp'): Promise<{readonly name?: string; readonly error?: string}> {
-		return this.send('askName', {server, protocol});
+	/** @param fromPort - over UDP */
+	askName(
+		server: string,
+		protocol: 'udp' | 'tcp' = 'udp',
+		fromPort?: number,
+	): Promise<{readonly name?: string; readonly error?: string}> {
+		return this.send('askName', {server, protocol, ...(fromPort && {fromPort})});
 	}
 }
 
