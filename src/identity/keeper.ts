@@ -52,6 +52,8 @@ export function startKeeper<T>({what, write, clock, random, log}: KeeperDeps<T>)
 				await clock.sleep(waits.nextDelayMs(), signal).catch(() => {}); // woken by a newer value or the end
 			}
 		}
+		// In the same turn as the look for more, or a value that comes right after it would wait for the next one.
+		working = undefined;
 	};
 	const interrupt = (): void => {
 		wake.abort();
@@ -62,9 +64,7 @@ export function startKeeper<T>({what, write, clock, random, log}: KeeperDeps<T>)
 		put: value => {
 			pending = {value};
 			interrupt();
-			working ??= work().finally(() => {
-				working = undefined;
-			});
+			working ??= work();
 		},
 		warning: () => warning,
 		stop: async () => {

@@ -223,7 +223,7 @@ test('faults › two agents › the second on one state directory ends with 1, n
 	const first = await world.workload({bundle});
 	first.start();
 	await first.untilReady();
-	const before = await listFiles(first.stateDir);
+	const before = await listKept(first.stateDir);
 
 	const second = await world.workload({bundle, flags: ['--state-dir', first.stateDir]});
 	second.start();

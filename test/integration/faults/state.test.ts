@@ -140,6 +140,7 @@ mountTest(
 		mounted.start();
 		const before = identityOf(await mounted.untilReady());
 		const seen = seenBy(mounted, mounted.stateDir);
+		await listKept(seen);
 		await runToEnd('/bin/sh', ['-c', `STATE=${seen}; ${fill}`]);
 
 		await mounted.command('rotate');
