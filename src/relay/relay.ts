@@ -133,8 +133,13 @@ export function startRelay(deps: RelayDeps): Relay {
 		whyNotNewer,
 		onProxyConfig: any => {
 			if (proxyConfig) return;
-			proxyConfig = Buffer.from(any);
-			deps.onTrustBundle?.(parseTrustBundle(bodyOf(proxyConfig)));
+			try {
+				deps.onTrustBundle?.(parseTrustBundle(bodyOf(any)));
+				proxyConfig = Buffer.from(any);
+			} catch (err) {
+				// Roots that cannot be read take nothing else away.
+				log.warn({err}, 'saved trust bundle is not used');
+			}
 		},
 		onRestored: taken => {
 			followEndpoints(taken.get(typeUrl.cluster)!);

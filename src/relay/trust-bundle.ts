@@ -1,3 +1,4 @@
+import {X509Certificate} from 'node:crypto';
 import {AgentError} from '../errors.ts';
 import {FieldReader} from '../proto/wire.ts';
 
@@ -16,7 +17,7 @@ export function parseTrustBundle(proxyConfig: Buffer): readonly string[] {
 	for (const field = new FieldReader(proxyConfig); field.next(); ) {
 		if (field.number !== 34) continue;
 		const pem = field.string();
-		if (!pem.includes('-----BEGIN CERTIFICATE-----')) {
+		if (!holdsCertificates(pem)) {
 			throw new AgentError(
 				'relay.malformed',
 				'read trust bundle of the control plane: an entry is not a PEM certificate',
@@ -25,4 +26,17 @@ export function parseTrustBundle(proxyConfig: Buffer): readonly string[] {
 		roots.push(pem);
 	}
 	return roots;
+}
+
+function holdsCertificates(pem: string): boolean {
+	const blocks = pem.match(/-----BEGIN CERTIFICATE-----[^-]*(?:-----END CERTIFICATE-----|$)/g) ?? [];
+	return blocks.length > 0 && blocks.every(isCertificate);
+}
+
+function isCertificate(block: string): boolean {
+	try {
+		return new X509Certificate(block).raw.length > 0;
+	} catch {
+		return false;
+	}
 }

@@ -1,3 +1,4 @@
+import {rootCertificates} from 'node:tls';
 import test from 'ava';
 import {AgentError} from '../../../src/errors.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
@@ -7,7 +8,8 @@ import {anyOf, contentOf, settle, until} from '../../support/fake-ads.ts';
 import {edsCluster, relayConfig, resource, setUpRelay} from '../../support/relay.ts';
 
 const {cluster: cds, endpoint: eds, listener: lds, nameTable: nds, proxyConfig: pcds, route: rds} = typeUrl;
-const root = '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n';
+const root = rootCertificates[0]!;
+const broken = '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n';
 
 test('relay › asks for clusters and listeners before any Envoy is there, naming the node once', async t => {
 	const {relay, upstream} = setUpRelay();
@@ -533,6 +535,9 @@ test('relay › takes in the name table itself and refuses one it cannot read', 
 
 for (const [what, body] of [
 	['an entry that is no certificate', new FieldWriter().strings(34, [root, 'not a certificate']).finish()],
+	['an entry whose content is no certificate', new FieldWriter().strings(34, [broken]).finish()],
+	['an entry that is cut short', new FieldWriter().strings(34, [root.slice(0, -100)]).finish()],
+	['an entry with a broken one beside a good one', new FieldWriter().strings(34, [`${root}\n${broken}`]).finish()],
 	['bytes that are no message', Buffer.from([0x92, 0x02, 0xff, 0x01])],
 	['an entry longer than the message', Buffer.from([0x92, 0x02, 0x40, 0x2d])],
 ] as const)

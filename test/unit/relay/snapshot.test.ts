@@ -1,6 +1,7 @@
 import {copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
+import {rootCertificates} from 'node:tls';
 import test, {type ExecutionContext} from 'ava';
 import {AgentError} from '../../../src/errors.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
@@ -331,7 +332,7 @@ test('snapshot › keeps what Envoy took before, of what it refuses now', async 
 
 test('snapshot › the mesh’s roots come back with it', async t => {
 	const dir = await temporaryDir(t);
-	const pem = '-----BEGIN CERTIFICATE-----\nroot\n-----END CERTIFICATE-----\n';
+	const pem = rootCertificates[0]!;
 	const any = new FieldWriter().string(1, pcds).bytes(2, new FieldWriter().string(34, pem).finish()).finish();
 	const first = await settled(t, dir, small);
 	first.stream.send(pcds, [['', any]]);
@@ -345,18 +346,15 @@ test('snapshot › the mesh’s roots come back with it', async t => {
 
 test('snapshot › of the mesh’s roots, the latest come back', async t => {
 	const dir = await temporaryDir(t);
-	const pemOf = (name: string) => `-----BEGIN CERTIFICATE-----\n${name}\n-----END CERTIFICATE-----\n`;
-	const anyOfRoots = (...names: string[]) =>
-		new FieldWriter()
-			.string(1, pcds)
-			.bytes(2, new FieldWriter().strings(34, names.map(pemOf)).finish())
-			.finish();
+	const [old, added] = rootCertificates as [string, string];
+	const anyOfRoots = (...roots: string[]) =>
+		new FieldWriter().string(1, pcds).bytes(2, new FieldWriter().strings(34, roots).finish()).finish();
 	const large = {...small, listeners: [...small.listeners, resource(lds, 'large', 'x'.repeat(5000))]};
 	const first = await settled(t, dir, large);
-	first.stream.send(pcds, [['', anyOfRoots('old')]]);
+	first.stream.send(pcds, [['', anyOfRoots(old)]]);
 	const at = await untilSaved(first);
 	// Small beside the rest, so it is saved as a change of what is there.
-	first.stream.send(pcds, [['', anyOfRoots('old', 'new')]]);
+	first.stream.send(pcds, [['', anyOfRoots(old, added)]]);
 	await settle();
 	await untilSaved(first, at);
 	t.true((await readdir(dir)).includes('recent'));
@@ -364,7 +362,7 @@ test('snapshot › of the mesh’s roots, the latest come back', async t => {
 	const seen: (readonly string[])[] = [];
 	const {relay} = await bootAlone(t, dir, {onTrustBundle: roots => seen.push(roots)});
 	await until('the saved state', () => relay.status().servingSaved);
-	t.deepEqual(seen, [['old', 'new'].map(pemOf)]);
+	t.deepEqual(seen, [[old, added]]);
 });
 
 /** Whether an agent that boots alone uses what is there, and what it says if not. */
