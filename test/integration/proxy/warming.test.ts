@@ -1,4 +1,6 @@
-import test from 'ava';
+import {createSocket} from 'node:dgram';
+import {once} from 'node:events';
+import test, {type ExecutionContext} from 'ava';
 import {systemClock} from '../../../src/lifecycle/index.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
 import {FieldWriter} from '../../../src/proto/wire.ts';
@@ -43,3 +45,41 @@ test('relay › while a cluster of Envoy warms, further clusters and listeners r
 	});
 	t.is(await warming(), 1, 'and it still warms');
 });
+
+test('proxy › what holds a start up is named: clusters, and what each lacks', async t => {
+	const world = await makeWorld();
+	t.teardown(() => world.end());
+	const {upstream, relay} = setUpRelay({clock: systemClock});
+	t.teardown(() => relay.stop());
+	await world.startXds([relay.service]);
+	await world.start();
+	const stream = await upstream.stream(1);
+	const edsConfig = {ads: {}, initial_fetch_timeout: {seconds: 0}, resource_api_version: 2};
+	const silent = await silentServer(t);
+	stream.send(typeUrl.cluster, [
+		cluster({name: 'one', type: 3, eds_cluster_config: {eds_config: edsConfig}}),
+		cluster({name: 'two', type: 1, connect_timeout: {seconds: 1}, ...resolvedBy(silent, 'two.example')}),
+	]);
+	const reason = () => world.readiness.states()[0]!.reason;
+	await until(reason, () => reason().includes('clusters: '));
+	t.is(reason(), 'envoy waits for 2 clusters: one (its endpoints), two (DNS does not answer for its hosts)');
+});
+
+/** A server for names that says nothing; returns its port. */
+async function silentServer(t: ExecutionContext): Promise<number> {
+	const socket = createSocket('udp4').bind(0, '127.0.0.1');
+	t.teardown(() => socket.close());
+	await once(socket, 'listening');
+	return socket.address().port;
+}
+
+function resolvedBy(port: number, name: string): Record<string, unknown> {
+	const socketAddress = (address: string, portValue: number) => ({socket_address: {address, port_value: portValue}});
+	return {
+		dns_resolvers: [socketAddress('127.0.0.1', port)],
+		load_assignment: {
+			cluster_name: 'two',
+			endpoints: [{lb_endpoints: [{endpoint: {address: socketAddress(name, 80)}}]}],
+		},
+	};
+}
