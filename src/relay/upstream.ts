@@ -99,6 +99,8 @@ interface StreamState {
 export class Upstream implements Running {
 	readonly finished: Promise<void>;
 	readonly #deps: UpstreamDeps;
+	/** Code of the failure that was last told, until a connection is good again. */
+	#told: string | undefined;
 	readonly #backoff: Backoff;
 	readonly #stopping = new AbortController();
 	/** type → names; empty = all of them. */
@@ -269,6 +271,7 @@ export class Upstream implements Running {
 					heard.abort();
 					if (this.#status.state !== 'connected') {
 						log.info({endpoint: stream.endpoint, protocol}, 'connected to the control plane');
+						this.#told = undefined;
 						this.#set({state: 'connected', endpoint: stream.endpoint, attempts: 0, lastError: undefined});
 					}
 					stream.call.pause();
@@ -388,12 +391,17 @@ export class Upstream implements Running {
 			this.#protocol = 'sotw';
 			log.warn('the control plane has no delta ADS, using state of the world');
 		}
-		const {lastError, attempts} = this.#status;
+		const {state, attempts} = this.#status;
 		// The same refusal again and again is one line, not one a minute for a night; what identity has told is none.
-		const isNews = lastError?.code !== failure.code && !failure.code.startsWith('identity.');
+		const isNews = this.#told !== failure.code && !failure.code.startsWith('identity.');
 		const needsSomebody = (failure.fields['mender'] ?? 'time') !== 'time';
-		if (isNews) log[needsSomebody ? 'error' : 'warn']({err: failure}, 'control plane connection failed');
-		else log.debug({err: failure, attempts}, 'control plane connection failed again');
+		if (state === 'connected' && !needsSomebody) {
+			// Connections end by their age, or as istiod restarts. It is worth a warning if the next one fails.
+			log.info({reason: failure.message}, 'connection to the control plane ended, connecting again');
+		} else if (isNews) {
+			this.#told = failure.code;
+			log[needsSomebody ? 'error' : 'warn']({err: failure}, 'control plane connection failed');
+		} else log.debug({err: failure, attempts}, 'control plane connection failed again');
 		this.#set({
 			attempts: attempts + 1,
 			lastError: {code: failure.code, message: failure.message, hint: failure.hint, at: clock.now()},

@@ -1,5 +1,7 @@
 import test, {type ExecutionContext} from 'ava';
+import pino from 'pino';
 import type {AdsStream} from '../../../src/control-plane/index.ts';
+import {AgentError} from '../../../src/errors.ts';
 import {Metrics} from '../../../src/lifecycle/index.ts';
 import {silentLogger} from '../../../src/log.ts';
 import {typeUrl} from '../../../src/proto/types.ts';
@@ -7,7 +9,11 @@ import {Upstream, type UpstreamDeps} from '../../../src/relay/upstream.ts';
 import {FakeUpstream, FakeUpstreamStream, settle, until} from '../../support/fake-ads.ts';
 import {FakeClock} from '../../support/fake-clock.ts';
 
-function makeUpstream(t: ExecutionContext, openAdsStream: UpstreamDeps['openAdsStream']): Upstream {
+function makeUpstream(
+	t: ExecutionContext,
+	openAdsStream: UpstreamDeps['openAdsStream'],
+	deps: Partial<UpstreamDeps> = {},
+): Upstream {
 	const upstream = new Upstream({
 		openAdsStream,
 		protocol: 'delta',
@@ -19,6 +25,7 @@ function makeUpstream(t: ExecutionContext, openAdsStream: UpstreamDeps['openAdsS
 		random: () => 0.5,
 		log: silentLogger,
 		metrics: new Metrics(),
+		...deps,
 	});
 	t.teardown(() => upstream.stop());
 	upstream.subscribe(typeUrl.cluster);
@@ -69,3 +76,37 @@ test('upstream › what closing a stream makes it say is not taken for another f
 	t.true(stream.call.emit('error', new Error('cancelled')));
 	t.is(explained.length, 1);
 });
+
+test('upstream › the end of a good connection is no warning, a control plane that then is not there is one', async t => {
+	const control = new FakeUpstream();
+	const clock = new FakeClock();
+	const told: string[] = [];
+	const log = pino(
+		{level: 'info'},
+		{write: line => void told.push(`${levels[JSON.parse(line).level]} ${JSON.parse(line).msg}`)},
+	);
+	const upstream = makeUpstream(t, control.open, {clock, log});
+	const gone = new AgentError('control_plane.unreachable', 'gone');
+	for (const number of [1, 2]) {
+		const stream = await control.stream(number);
+		stream.send(typeUrl.cluster, []);
+		await until('the connection', () => upstream.status().state === 'connected');
+		stream.fail(gone);
+		await until('the wait', () => upstream.status().state === 'waiting');
+		t.is(upstream.status().lastError?.code, 'control_plane.unreachable');
+		if (number === 1) await clock.advance(1000);
+	}
+	control.refuse = () => gone;
+	for (let failures = 0; failures < 3; failures++) {
+		const {attempts} = upstream.status();
+		await clock.advance(60_000);
+		await until('a failure', () => upstream.status().attempts > attempts);
+	}
+	const connected = [
+		'info connected to the control plane',
+		'info connection to the control plane ended, connecting again',
+	];
+	t.deepEqual(told, [...connected, ...connected, 'warn control plane connection failed']);
+});
+
+const levels: Readonly<Record<number, string>> = pino.levels.labels;
