@@ -435,7 +435,7 @@ export class Session {
 			if (!isWanted(state, name)) continue;
 			const resource = resources.get(name);
 			if (resource) {
-				if (this.#isHeld(resource, state)) continue;
+				if (this.#isHeld(url, resource, state)) continue;
 				const isNewer = state.isReturning && typeof state.held.get(name) === 'string';
 				if (isNewer && type.isUnconfirmed(name)) state.deferred.add(name);
 				else updates.push(resource);
@@ -467,10 +467,13 @@ export class Session {
 	}
 
 	/** Whether Envoy has this content; what it got on another stream is compared by version. */
-	#isHeld(resource: CachedResource, state: TypeState): boolean {
+	#isHeld(url: string, resource: CachedResource, state: TypeState): boolean {
 		const held = state.held.get(resource.name);
 		if (held === resource) return true;
-		if (typeof held !== 'string' || held !== versionOf(resource.any, this.#rewriter!.profile)) return false;
+		const rewriter = this.#rewriter!;
+		if (typeof held !== 'string' || held !== versionOf(resource.any, rewriter.profile)) return false;
+		// For what it tells: another agent took something out, and this one is asked what.
+		rewriter.rewrite(url, resource.name, resource.any);
 		state.held.set(resource.name, resource);
 		return true;
 	}

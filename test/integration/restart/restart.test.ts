@@ -51,7 +51,9 @@ test.serial(
 		await vm.until('connected and ready', seen => seen.ready && isConnected(seen));
 		await mesh.workload('cluster').until('connected and ready', seen => seen.ready && isConnected(seen));
 		await vm.command('rotate');
-		t.not(partsOf(await vm.status()).identity.serial, before.identity.serial);
+		const after = partsOf(await vm.status());
+		t.not(after.identity.serial, before.identity.serial);
+		t.deepEqual(namesOf(after.relay.removals), namesOf(before.relay.removals), 'what was taken out is still told');
 		t.is(sandbox.counts.issuedByToken, byToken);
 		await loads.untilMore(10);
 		assertNoneFailed(t, await loads.stop());
@@ -62,6 +64,8 @@ test.serial(
 		);
 	},
 );
+
+const namesOf = (removals: readonly {readonly name: string}[]) => removals.map(({name}) => name).sort();
 
 const kills = isLong ? 50 : 5;
 
