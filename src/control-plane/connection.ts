@@ -11,6 +11,7 @@ import {AgentError} from '../errors.ts';
 import type {BootstrapToken} from '../identity/index.ts';
 import {type ConnectContext, explainConnect} from './connect-failures.ts';
 import {formatEndpoint, type Lookup, resolveEndpoint} from './resolve.ts';
+import {ClientSockets} from './sockets.ts';
 import {type ClientCertificate, loadRoots, serverNameOf} from './tls.ts';
 
 /** What one call authenticates with, decided afresh for each. */
@@ -64,20 +65,62 @@ export async function connect(
 		credentials: shown.description,
 		isCertificateShown: shown.certificate !== undefined,
 	};
-	let first: AgentError | undefined;
-	for (const target of targetsOf(addresses, endpoint.port)) {
-		signal.throwIfAborted();
-		try {
-			const client = await open(target, channelCredentials, context, config, signal);
-			const metadata = metadataOf(clusterId, headers, endpoint, shown);
-			return {client, endpoint: context.endpoint, metadata, close: () => client.close()};
-		} catch (error) {
-			// What answers says more than what does not.
-			if (!(error instanceof AgentError) || error.code !== 'control_plane.unreachable') throw error;
-			first ??= error;
-		}
-	}
-	throw first!;
+	const targets = targetsOf(addresses, endpoint.port);
+	const opened = await firstUp(
+		targets,
+		(target, giveUp) => open(target, channelCredentials, context, config, giveUp),
+		signal,
+	);
+	const metadata = metadataOf(clusterId, headers, endpoint, shown);
+	return {client: opened.client, endpoint: context.endpoint, metadata, close: opened.close};
+}
+
+/**
+ * A family that does not answer may be a second away or a firewall: after this long the other is tried beside it, as
+ * RFC 8305 has it (with 250 ms, which a handshake with a busy istiod may take).
+ */
+const headStartMs = 1000;
+
+interface Opened {
+	readonly client: Client;
+	close(): void;
+}
+
+/** The connection that is up first; the other is given up. Rejects with why the first target failed, or with what one answered. */
+function firstUp(
+	targets: readonly string[],
+	attempt: (target: string, giveUp: AbortSignal) => Promise<Opened>,
+	signal: AbortSignal,
+): Promise<Opened> {
+	const over = new AbortController();
+	const giveUp = AbortSignal.any([signal, over.signal]);
+	const failures: unknown[] = [];
+	let [begun, ended] = [0, 0];
+	let headStart: NodeJS.Timeout | undefined;
+	const result = new Promise<Opened>((resolve, reject) => {
+		const begin = () => {
+			clearTimeout(headStart);
+			if (signal.aborted) return reject(signal.reason);
+			if (begun === targets.length) return;
+			const place = begun++;
+			headStart = setTimeout(begin, headStartMs);
+			attempt(targets[place]!, giveUp).then(
+				opened => (over.signal.aborted ? opened.close() : resolve(opened)),
+				error => {
+					failures[place] = error;
+					// What answers says more than what does not.
+					if (!(error instanceof AgentError) || error.code !== 'control_plane.unreachable') return reject(error);
+					if (++ended === targets.length) return reject(failures[0]);
+					return begin();
+				},
+			);
+		};
+		begin();
+	});
+	return result.finally(() => {
+		clearTimeout(headStart);
+		over.abort(new Error('another address answered'));
+	});
 }
 
 /** @throws AgentError, or the reason of the signal */
@@ -87,8 +130,9 @@ async function open(
 	context: ConnectContext,
 	config: ControlPlaneConfig,
 	signal: AbortSignal,
-): Promise<Client> {
-	const client = new Client(target, channelCredentials, {
+): Promise<Opened> {
+	const sockets = new ClientSockets(channelCredentials);
+	const client = new Client(target, sockets.credentials, {
 		'grpc.ssl_target_name_override': context.serverName,
 		'grpc.default_authority': context.serverName,
 		'grpc.max_receive_message_length': -1,
@@ -105,9 +149,14 @@ async function open(
 	});
 	try {
 		await untilUp(client, config.connectTimeoutMs, signal);
-		return client;
+		const close = () => {
+			client.close();
+			sockets.close();
+		};
+		return {client, close};
 	} catch (error) {
 		client.close();
+		sockets.destroy();
 		if (signal.aborted) throw signal.reason;
 		throw explainConnect(error, context);
 	}

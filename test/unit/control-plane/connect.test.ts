@@ -7,6 +7,7 @@ import {createServer as createTlsServer} from 'node:tls';
 import test, {type ExecutionContext} from 'ava';
 import type {ClientCertificate} from '../../../src/control-plane/tls.ts';
 import {AgentError} from '../../../src/errors.ts';
+import {until} from '../../support/fake-ads.ts';
 import {createCa, renderToken, secretOf, type TestCa} from '../identity/test-ca.ts';
 import {at, makeControlPlane, type Setting} from './world.ts';
 
@@ -14,13 +15,18 @@ const serverName = 'istiod.istio-system.svc';
 const request = {csrPem: '', lifetimeMs: 0, certSigner: '', auth: 'any'} as const;
 const token = renderToken({aud: ['istio-ca'], sub: 'system:serviceaccount:bar:vm', exp: 4_000_000_000});
 
+/** What is open at a server now. */
+const connectionsTo = new WeakMap<Server, Set<Socket>>();
+
 /** Of a server that is to be there for this test. */
 async function listen(t: ExecutionContext, server: Server): Promise<number> {
 	const sockets = new Set<Socket>();
 	server.on('connection', (socket: Socket) => {
 		sockets.add(socket);
 		socket.on('error', () => {}); // The client's business.
+		socket.once('close', () => sockets.delete(socket));
 	});
+	connectionsTo.set(server, sockets);
 	server.on('tlsClientError', () => {});
 	server.listen(0, '127.0.0.1');
 	await once(server, 'listening');
@@ -101,7 +107,15 @@ const cases: readonly Case[] = [
 	},
 	{
 		title: 'takes the connection and says nothing',
-		server: async () => createServer(() => {}),
+		server: async () => createServer(socket => socket.resume()),
+		code: 'control_plane.unreachable',
+		message: /^no connection after 0\.3 s$/,
+		hint: /can be reached from here/,
+	},
+	{
+		title: 'speaks TLS and then says nothing',
+		server: async ca =>
+			createTlsServer({...(await ca.serve([serverName])), ALPNProtocols: ['h2']}, socket => socket.resume()) as Server,
 		code: 'control_plane.unreachable',
 		message: /^no connection after 0\.3 s$/,
 		hint: /can be reached from here/,
@@ -133,7 +147,8 @@ const cases: readonly Case[] = [
 for (const {title, server, code, message, hint} of cases) {
 	test(`connect › a control plane that ${title}: ${code}`, async t => {
 		const [ca, other] = [await createCa(), await createCa()];
-		const port = await listen(t, await server(ca, other));
+		const listener = await server(ca, other);
+		const port = await listen(t, listener);
 		// Only who says nothing has to be waited out; the others answer, however busy this machine is.
 		const connectTimeoutMs = title.endsWith('nothing') ? 300 : 20_000;
 		const {error} = await fail(t, port, ca.pem, {config: {connectTimeoutMs}});
@@ -143,6 +158,8 @@ for (const {title, server, code, message, hint} of cases) {
 		t.notRegex(error.message, /\n/);
 		t.is(error.code, code);
 		t.regex(error.hint!, hint);
+		// Nor would it come to an end by itself: the other side may hang for hours.
+		await until('no connection left behind', () => connectionsTo.get(listener)!.size === 0);
 	});
 }
 

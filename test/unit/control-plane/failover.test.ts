@@ -1,3 +1,5 @@
+import {once} from 'node:events';
+import {createServer, type Socket} from 'node:net';
 import {networkInterfaces} from 'node:os';
 import test, {type ExecutionContext} from 'ava';
 import type {Endpoint} from '../../../src/config/types.ts';
@@ -121,12 +123,14 @@ test('control plane › a name that moves to another address is followed when th
 	t.deepEqual([first.connections().length, second.connections().length], [0, 1]);
 });
 
+const hasV6 = Object.values(networkInterfaces()).some(each => each!.some(({address}) => address === '::1'));
+
 for (const [dead, alive] of [
 	['127.0.0.1', '::1'],
 	['::1', '127.0.0.1'],
 ] as const) {
 	test(`control plane › a name with both families, of which ${dead} is dead, is reached at ${alive}`, async t => {
-		if (!Object.values(networkInterfaces()).some(each => each!.some(({address}) => address === '::1'))) {
+		if (!hasV6) {
 			t.log('skipped: this machine has no ::1');
 			return t.pass();
 		}
@@ -140,3 +144,26 @@ for (const [dead, alive] of [
 		t.is(upstream.status().attempts, 0, 'at the first try');
 	});
 }
+
+test('control plane › a family that takes connections and never speaks costs a second, not the whole time-out', async t => {
+	if (!hasV6) return t.pass();
+	const sandbox = await startSandbox({host: '127.0.0.1'});
+	t.teardown(() => sandbox.stop());
+	const held = new Set<Socket>();
+	const silent = createServer(socket => held.add(socket.resume())).listen(sandbox.port, '::1');
+	t.teardown(() => {
+		for (const socket of held) socket.destroy();
+		silent.close();
+	});
+	await once(silent, 'listening');
+	const {start} = await setUpFor(t, [at(sandbox.port, 'istiod.istio-system.svc')], [sandbox], {
+		lookup: async () => ['::1', '127.0.0.1'],
+	});
+	const upstream = start();
+	const startedMs = performance.now();
+	await until('it', () => upstream.status().state === 'connected');
+	t.is(upstream.status().attempts, 0, 'at the first try');
+	t.true(performance.now() - startedMs < 4000);
+	await until('the other given up', () => [...held].every(socket => socket.destroyed));
+	t.is(held.size, 1);
+});
