@@ -10,6 +10,7 @@ import {measureBoot} from './bench/boot.ts';
 import {measureCapture} from './bench/capture.ts';
 import {installCleanUp, removeAtEnd} from './bench/cleanup.ts';
 import {measureDns} from './bench/dns.ts';
+import {measureFloors} from './bench/floors.ts';
 import {measureLatency} from './bench/latency.ts';
 import {findPeer} from './bench/peer.ts';
 import {measureProgram} from './bench/program.ts';
@@ -24,7 +25,7 @@ const usage = `npm run bench -- [--peer PILOT-AGENT] [--peer-template FILE] [--q
   --peer           Istio's pilot-agent, measured in turn on the same control plane and Envoy
   --peer-template  its Envoy bootstrap template; looked for beside it unless given
   --quick          fewer runs, and no more than 1,000 services
-  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version dns-mesh dns-foreign capture capture-latency boot
+  --only           rows whose id begins so: join restart adopt push push-1000 push-5000-same stall memory idle-cpu renewal size version floor dns-mesh dns-foreign capture capture-latency boot
   --json           the result as JSON on standard output; progress goes to standard error
   --profile        run the agent from its sources with --cpu-prof, and leave the profiles there`;
 
@@ -75,6 +76,7 @@ async function main(): Promise<void> {
 	};
 	for (const measure of [
 		measureProgram,
+		measureFloors,
 		measureStarts,
 		measurePushes,
 		measureStall,
