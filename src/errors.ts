@@ -75,6 +75,7 @@ export type ErrorCode =
 	| 'capture.unsupported'
 	| 'capture.tool_missing'
 	| 'capture.tool_failed'
+	| 'capture.no_room'
 	| 'capture.foreign_rules'
 	| 'capture.not_ready'
 	| 'capture.rolled_back'

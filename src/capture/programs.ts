@@ -1,11 +1,11 @@
 import {spawn} from 'node:child_process';
-import {closeSync, mkdtempSync, openSync, rmdirSync, unlinkSync, writeSync} from 'node:fs';
-import {tmpdir} from 'node:os';
+import {closeSync} from 'node:fs';
 import {AgentError} from '../errors.ts';
 import {toolDirectories} from '../lifecycle/find-program.ts';
 import {processMark} from '../lifecycle/lock.ts';
 import {findTool} from './find-tool.ts';
 import {startedBy} from './orphans.ts';
+import {spool} from './spool.ts';
 
 export interface Outcome {
 	readonly code: number;
@@ -46,25 +46,6 @@ export const runProgram: Run = async (program, args, input = '') => {
 		if (stdin !== undefined) closeSync(stdin);
 	});
 };
-
-/**
- * The input as a file without a name. Through a pipe, our death could hand a program the first half, and half a
- * script may be a valid one that only deletes.
- */
-function spool(input: string): number | undefined {
-	if (input === '') return undefined;
-	const directory = mkdtempSync(`${tmpdir()}/onramp-`);
-	const path = `${directory}/input`;
-	try {
-		const out = openSync(path, 'wx', 0o600);
-		writeSync(out, input);
-		closeSync(out);
-		return openSync(path, 'r');
-	} finally {
-		unlinkSync(path);
-		rmdirSync(directory);
-	}
-}
 
 /** iptables-legacy wants to write its lock; a sandboxed unit gives it another place. */
 const lockFile = (): Record<string, string> => {
