@@ -36,7 +36,7 @@ export interface CaptureKeeperDeps {
  * - `in`: as planned
  * - `drifted`: in, and not as planned
  * - `bypassed`: taken out, as Envoy does not answer and `capture.on-agent-down` is `bypass`
- * - `failed`: not loaded, or undone; tried again later, or on the command `retry`
+ * - `failed`: not loaded, or undone; tried again later, or on `onramp retry`
  * - `out`: somebody has taken them away, and nobody but them puts them back
  * - `removed`, `left`: at the end
  */

@@ -12,6 +12,7 @@ import {joinCommand} from './join.ts';
 import {leaveCommand} from './leave.ts';
 import type {PlainFlags} from './plain-run.ts';
 import {proxyCommand} from './proxy.ts';
+import {retryCommand} from './retry.ts';
 import {runCommand} from './run.ts';
 import {statusCommand} from './status.ts';
 import {explainUsage} from './usage.ts';
@@ -57,6 +58,7 @@ const commands: readonly (Command | CommandGroup)[] = [
 	joinCommand,
 	statusCommand,
 	leaveCommand,
+	retryCommand,
 	readyCommand,
 	unreadyCommand,
 	doctorCommand,

@@ -150,6 +150,15 @@ const rules: readonly Rule[] = [
 		hint: c => `check that ${c.endpoint} can be reached from here. The agent keeps trying`,
 	},
 	{
+		// An istiod that is stopped in order may end a stream without a status.
+		code: grpcStatus.INTERNAL,
+		text: /RST_STREAM|without gRPC status/,
+		to: 'control_plane.unreachable',
+		mender: 'time',
+		cause: () => 'the connection ended',
+		hint: c => `check that ${c.endpoint} can be reached from here. The agent keeps trying`,
+	},
+	{
 		code: grpcStatus.DEADLINE_EXCEEDED,
 		to: 'control_plane.unreachable',
 		mender: 'time',

@@ -123,7 +123,7 @@ export async function startHealth(deps: HealthDeps): Promise<Health> {
 		if (isLong && isComing !== true)
 			return {state: 'unready', reason: name === 'capture' ? reason : `Envoy is not ready: ${reason}`};
 		// What was known while it was up goes on to be so for a moment.
-		return {state: told === undefined ? 'unknown' : 'ready'};
+		return {state: told?.state === 'healthy' ? 'ready' : 'unknown'};
 	};
 
 	const withheld = () => (word?.said === 'unready' && !config.isReported && deps.hasEntry ? finding : undefined);

@@ -41,6 +41,11 @@ export class Backoff {
 		this.#attempt = 0;
 	}
 
+	/** The next wait is bounded by this, or less if it would be anyway. */
+	easeTo(boundMs: number): void {
+		while (this.#attempt > 0 && this.#settings.baseMs * 2 ** this.#attempt > boundMs) this.#attempt--;
+	}
+
 	/** Notes a failure and returns the wait before the next try. */
 	nextDelayMs(): number {
 		const nowMs = this.#clock.monotonicMs();

@@ -155,7 +155,7 @@ async function explain(admin: MonitorDeps['admin'], state: string): Promise<Verd
 				);
 			}
 			const warming = stats.get('cluster_manager.warming_clusters') ?? 0;
-			if (type === 'lds' && warming > 0) return no(`envoy waits for ${await describeWarming(admin, warming)}`);
+			if (type === 'lds' && warming > 0) return no(`envoy waits for ${await describeWarming(admin)}`);
 			return no(`envoy is ${state}: waits for its first ${type.toUpperCase()} configuration`);
 		}
 		const waitingFor = parseInitDump(await admin.get('/init_dump'));
@@ -165,29 +165,24 @@ async function explain(admin: MonitorDeps['admin'], state: string): Promise<Verd
 	}
 }
 
-/** Past this a dump of them is large, and a list of them no help. */
-const mostDescribed = 20;
+const warmingPath = '/config_dump?resource=dynamic_warming_clusters&mask=cluster.name,cluster.type';
 
-async function describeWarming(admin: MonitorDeps['admin'], count: number): Promise<string> {
-	const clusters =
-		count > mostDescribed ? [] : parseWarming(await admin.get('/config_dump?resource=dynamic_warming_clusters'));
-	const shown = clusters.slice(0, 3).join(', ');
-	return `${count === 1 ? 'a cluster' : `${count} clusters`}${shown === '' ? '' : `: ${shown}`}${clusters.length > 3 ? ', …' : ''}`;
+/** Those that DNS does not answer for hold up all others: Envoy asks for endpoints when these are there. */
+async function describeWarming(admin: MonitorDeps['admin']): Promise<string> {
+	const clusters = parseWarming(await admin.get(warmingPath));
+	const byDns = clusters.filter(({type}) => type.endsWith('_DNS'));
+	const [what, names] = byDns.length > 0 ? ['DNS to answer for the hosts', byDns] : ['the endpoints', clusters];
+	const shown = names.slice(0, 3).map(({name}) => name);
+	return `${what} of ${names.length === 1 ? 'a cluster' : `${names.length} clusters`}: ${shown.join(', ')}${names.length > 3 ? ', …' : ''}`;
 }
 
-/** Clusters that warm, each with what it waits for: `{configs: [{cluster: {name, type}}]}` → `NAME (its endpoints)`, …. */
-export function parseWarming(text: string): string[] {
+/** Clusters that warm: `{configs: [{cluster: {name, type}}]}`; a type that is the default is left out. */
+export function parseWarming(text: string): {readonly name: string; readonly type: string}[] {
 	const dump = JSON.parse(text) as {configs?: {cluster?: {name?: string; type?: string}}[]};
-	return (dump.configs ?? []).flatMap(({cluster}) =>
-		cluster?.name === undefined ? [] : [`${cluster.name}${missing[cluster.type ?? ''] ?? ''}`],
+	return (dump.configs ?? []).flatMap(({cluster: {name, type = 'STATIC'} = {}}) =>
+		name === undefined ? [] : [{name, type}],
 	);
 }
-
-const missing: Readonly<Record<string, string>> = {
-	EDS: ' (its endpoints)',
-	STRICT_DNS: ' (DNS does not answer for its hosts)',
-	LOGICAL_DNS: ' (DNS does not answer for its hosts)',
-};
 
 /** Names of what holds up the start: `{unready_targets_dumps: [{name, target_names: []}]}` → `NAME: TARGET, …`. */
 export function parseInitDump(text: string): string[] {

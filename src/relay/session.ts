@@ -87,8 +87,9 @@ interface Outstanding {
  * does not resolve. So long an answer is waited for, that what changes meanwhile goes in one; then the next is sent.
  */
 const patienceMs = 1000;
-/** Past this Envoy is stuck, and more would be no help. */
-const mostOutstanding = 16;
+/** From so many on, for longer: what comes then is for a warming that lasts, or for an Envoy that is stuck. */
+const manyOutstanding = 16;
+const longPatienceMs = 5000;
 
 /** Resources handled before other work gets a turn: about a millisecond's worth. */
 const resourcesPerTurn = 200;
@@ -358,7 +359,7 @@ export class Session {
 
 	#mustWait({outstanding}: TypeState): boolean {
 		const last = outstanding.at(-1);
-		return last !== undefined && (!last.isLate || outstanding.length >= mostOutstanding);
+		return last !== undefined && !last.isLate;
 	}
 
 	#hasWhole(url: string, {isReturning}: TypeState): boolean {
@@ -391,7 +392,8 @@ export class Session {
 		if (url === typeUrl.cluster) this.#oweEndpoints(replaced);
 		const outstanding = {nonce, upstreamNonce: coveredNonce, names: [...sent, ...removed], isLate: false};
 		state.outstanding.push(outstanding);
-		clock.sleep(patienceMs, this.#closing.signal).then(
+		const patience = state.outstanding.length < manyOutstanding ? patienceMs : longPatienceMs;
+		clock.sleep(patience, this.#closing.signal).then(
 			() => {
 				outstanding.isLate = true;
 				void this.#flush();

@@ -58,6 +58,11 @@ const firstAnswerMs = 30_000;
 
 /** A stream that lived this long was a good one: its end starts the backoff anew. */
 const goodStreamMs = 30_000;
+/**
+ * One that was cut short after it had answered: the control plane is there, and takes our entry away when we are gone for
+ * its grace period, 10 s. Many that come back to one that ends streams over and over are still spread.
+ */
+const afterAnswerMs = 4000;
 
 /** How long the control plane has to end a stream that we have ended. */
 const orderlyEndMs = 1000;
@@ -287,12 +292,14 @@ export class Upstream implements Running {
 				this.#replay(current);
 			});
 		} finally {
+			const hasAnswered = heard.signal.aborted;
 			heard.abort();
 			this.#current = undefined;
 			// What closing it makes it say is no failure, and nothing to learn from.
 			stream.call.removeAllListeners('error').on('error', () => {});
 			stream.close();
 			if (clock.monotonicMs() - openedMs > goodStreamMs) this.#backoff.reset();
+			else if (hasAnswered) this.#backoff.easeTo(afterAnswerMs);
 		}
 	}
 

@@ -141,6 +141,14 @@ const rows: readonly Row[] = [
 	},
 	{
 		code: 'INTERNAL',
+		details: 'Received RST_STREAM with code 0 (Call ended without gRPC status)',
+		to: 'control_plane.unreachable',
+		mender: 'time',
+		cause: /the connection ended/,
+		hint: /The agent keeps trying/,
+	},
+	{
+		code: 'INTERNAL',
 		details: 'something broke',
 		to: 'control_plane.failed',
 		mender: 'mesh operator',

@@ -115,6 +115,22 @@ test('health › what only waits to be put in is neither well nor unwell, howeve
 	t.is(reports.length, 2);
 });
 
+test('health › after an Envoy that took long, what waits to be put in does not make it well', async t => {
+	let isComing = false;
+	const {clock, gate, reports, probe} = await setUp(t, {isComing: () => isComing});
+	probe('healthy');
+	gate.close('envoy waits for a cluster');
+	await clock.advance(60_000);
+	t.is(reports.length, 1, 'that it is not there');
+	// Envoy is there now, and the rules are not.
+	isComing = true;
+	gate.close('the rules are on trial');
+	await clock.advance(1000);
+	t.is(reports.length, 1);
+	gate.open();
+	t.deepEqual(reports.slice(1), ['healthy']);
+});
+
 test('health › an Envoy that is restarted is not told; one that stays away is, and when it is back', async t => {
 	const {clock, gate, reports, probe} = await setUp(t);
 	gate.open();

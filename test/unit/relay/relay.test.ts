@@ -437,6 +437,34 @@ test('relay › an Envoy that says nothing for long, as while a cluster of its w
 	await relay.stop();
 });
 
+test('relay › however often clusters change while one warms, listeners are not held back for long', async t => {
+	const {upstream, clock, connect, relay} = setUpRelay();
+	const envoy = connect();
+	envoy.ask(cds);
+	envoy.ask(lds);
+	const stream = await upstream.stream(1);
+	stream.send(cds, [resource(cds, 'a')]);
+	stream.send(lds, []);
+	envoy.answer(await envoy.response(lds, 1));
+	await envoy.response(cds, 1);
+	for (let n = 2; n <= 30; n++) {
+		stream.send(cds, [resource(cds, 'a', `change ${n}`)]);
+		await settle();
+		await clock.advance(1100);
+		await settle();
+	}
+	t.true(envoy.of(cds).length >= 16, 'more slowly from there on');
+	t.true(envoy.of(cds).length < 25);
+	stream.send(lds, [resource(lds, 'policy')]);
+	await settle();
+	await clock.advance(5000);
+	t.deepEqual(
+		(await envoy.response(lds, 2)).resources.map(({name}) => name),
+		['policy'],
+	);
+	await relay.stop();
+});
+
 test('relay › ignores an acknowledgement of an older answer', async t => {
 	const {upstream, connect, relay} = setUpRelay();
 	const envoy = connect();

@@ -110,3 +110,29 @@ test('upstream › the end of a good connection is no warning, a control plane t
 });
 
 const levels: Readonly<Record<number, string>> = pino.levels.labels;
+
+test('upstream › after an outage a connection that is cut short is made again before istiod takes the entry away', async t => {
+	const control = new FakeUpstream();
+	const clock = new FakeClock();
+	const gone = new AgentError('control_plane.unreachable', 'gone');
+	// The longest of all waits.
+	const upstream = makeUpstream(t, control.open, {clock, random: () => 1});
+	control.refuse = () => gone;
+	for (let failures = 0; failures < 8; failures++) {
+		await until('the failure', () => upstream.status().attempts > failures && upstream.status().state === 'waiting');
+		await clock.advance(60_000);
+	}
+	control.refuse = undefined;
+	// Not further: a stream that stays silent for long is given up.
+	while (control.streams.length === 0) await clock.advance(1000);
+	for (const number of [1, 2, 3]) {
+		const stream = await control.stream(number);
+		stream.send(typeUrl.cluster, []);
+		await until('the connection', () => upstream.status().state === 'connected');
+		await clock.advance(10_000);
+		stream.fail(gone);
+		await until('the wait', () => upstream.status().state === 'waiting');
+		t.true(upstream.status().nextAttemptAt!.getTime() - clock.now().getTime() <= 4000, `after stream ${number}`);
+		while (control.streams.length === number) await clock.advance(1000);
+	}
+});
