@@ -1,11 +1,14 @@
 import {connect} from 'node:net';
 import {formatEndpoint, resolveEndpoint, systemLookup} from '../../control-plane/index.ts';
 import {AgentError, systemCode} from '../../errors.ts';
-import {endpointsOf} from './endpoints.ts';
+import {agentsFailure, endpointsOf} from './endpoints.ts';
 import {type Finding, fail, ok, skip, withConfig} from './types.ts';
 
 /** Whether each address of the control plane takes a connection. */
-export const tcp = withConfig('connection', async (config, {timeoutMs}) => {
+export const tcp = withConfig('connection', async (config, patient) => {
+	const {timeoutMs} = patient;
+	const failure = agentsFailure(patient);
+	if (failure) return [fail(`the agent has none: ${failure.message}`, failure.hint ?? 'it goes on trying')];
 	const each = await Promise.all(
 		endpointsOf(config).map(async (endpoint): Promise<readonly Finding[]> => {
 			const addresses = await resolveEndpoint(endpoint, config.controlPlane.hosts, systemLookup).catch(
