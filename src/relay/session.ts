@@ -17,6 +17,7 @@ import {
 import {parseNodeExtensions} from './extensions.ts';
 import {Refusals} from './refusals.ts';
 import {createRewriter, type Removal, type Rewriter} from './rewrite.ts';
+import {forget, isWanted, sendOrder, type TypeState} from './type-state.ts';
 
 export type DownstreamProtocol = 'delta' | 'sotw';
 
@@ -39,47 +40,6 @@ export interface SessionDeps extends SessionEvents {
 	readonly removeUnknownExtensions: 'auto' | 'never';
 	readonly clock: Clock;
 	readonly log: Logger;
-}
-
-/**
- * What Envoy holds of a resource: the very one we sent; the version it came with, if it was sent by another agent or on
- * another stream; undefined when it has asked for the name and got nothing yet.
- */
-type Held = CachedResource | string | undefined;
-
-interface TypeState {
-	/** Of types asked for by name, its keys are the names asked for. */
-	readonly held: Map<string, Held>;
-	readonly isWildcard: boolean;
-	/**
-	 * Whether Envoy came with a state of its own. What we have from disk may be older than that, so this Envoy gets
-	 * nothing in its place that the control plane has not confirmed.
-	 */
-	readonly isReturning: boolean;
-	/** Names that wait for that. */
-	readonly deferred: Set<string>;
-	/** Names to look at again. */
-	dirty: Set<string>;
-	/**
-	 * Of types asked for by name: what the control plane said is gone. A name merely absent from the cache may not
-	 * have been fetched yet.
-	 */
-	gone: Set<string>;
-	/** Everything is to be looked at, as after a (re)connect. */
-	isAllDirty: boolean;
-	/** Whether anything was answered on this stream: Envoy waits for the first answer even if it is empty. */
-	hasAnswered: boolean;
-	/** Answers that Envoy has not said anything to, oldest first. */
-	outstanding: Outstanding[];
-	readonly refusals: Refusals;
-}
-
-interface Outstanding {
-	readonly nonce: string;
-	readonly upstreamNonce: string | undefined;
-	readonly names: readonly string[];
-	/** It was waited for long enough. */
-	isLate: boolean;
 }
 
 /**
@@ -239,6 +199,7 @@ export class Session {
 			held: new Map(),
 			isWildcard,
 			isReturning: initialVersions.size > 0 || version !== '',
+			isSurveyed: false,
 			deferred: new Set(),
 			dirty: new Set(),
 			gone: new Set(),
@@ -331,9 +292,10 @@ export class Session {
 		this.#isFlushing = true;
 		try {
 			for (;;) {
-				const url = this.#nextType();
-				if (url === undefined) return;
-				await this.#send(url, this.#types.get(url)!);
+				const step = this.#nextStep();
+				// In the same turn as the look, or what comes right after it would find nobody.
+				if (!step) return;
+				await step();
 			}
 		} catch (err) {
 			this.#deps.log.error({err}, 'could not answer envoy');
@@ -341,6 +303,37 @@ export class Session {
 		} finally {
 			this.#isFlushing = false;
 		}
+	}
+
+	/**
+	 * While nothing newer than the saved configuration is there, a returning Envoy is sent nothing; what another agent has
+	 * taken out of what it holds is to be told all the same.
+	 */
+	#nextSurvey(): string | undefined {
+		if (!this.#rewriter) return undefined;
+		for (const [url, {isReturning, isAllDirty, isSurveyed}] of this.#types)
+			if (isReturning && isAllDirty && !isSurveyed && this.#deps.cache.type(url).isComplete) return url;
+		return undefined;
+	}
+
+	async #survey(url: string): Promise<void> {
+		const state = this.#types.get(url)!;
+		const rewriter = this.#rewriter!;
+		state.isSurveyed = true;
+		let count = 0;
+		for (const [name, held] of state.held) {
+			if (++count % resourcesPerTurn === 0) await nextTurn();
+			if (this.#isClosed) return;
+			const resource = this.#deps.cache.type(url).resources.get(name);
+			if (resource && held === versionOf(resource.any, rewriter.profile)) rewriter.rewrite(url, name, resource.any);
+		}
+	}
+
+	#nextStep(): (() => Promise<void>) | undefined {
+		const url = this.#nextType();
+		if (url !== undefined) return () => this.#send(url, this.#types.get(url)!);
+		const surveyed = this.#nextSurvey();
+		return surveyed === undefined ? undefined : () => this.#survey(surveyed);
 	}
 
 	/** The first type that has something to say and may. */
@@ -497,31 +490,6 @@ function startAnswer(protocol: DownstreamProtocol, resources: readonly CachedRes
 	return protocol === 'delta' ? buildDelta(expected) : buildSotw(expected);
 }
 
-const isWanted = (state: TypeState, name: string): boolean => state.isWildcard || state.held.has(name);
-
-function forget(state: TypeState, name: string): void {
-	state.held.delete(name);
-	state.dirty.delete(name);
-	state.deferred.delete(name);
-	state.refusals.taken([name]);
-}
-
 const none: ReadonlySet<string> = new Set();
 
 const passThrough: Rewriter = {profile: '', rewrite: (_url, _name, any) => any};
-
-const preferred = [
-	typeUrl.cluster,
-	typeUrl.endpoint,
-	typeUrl.listener,
-	typeUrl.route,
-	typeUrl.secret,
-	typeUrl.extensionConfig,
-] as const;
-
-/** Make before break: clusters, endpoints, listeners, routes, then the rest. */
-function* sendOrder(urls: Iterable<string>): Generator<string> {
-	const left = new Set(urls);
-	for (const url of preferred) if (left.delete(url)) yield url;
-	yield* left;
-}

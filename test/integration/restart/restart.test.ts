@@ -42,6 +42,10 @@ test.serial(
 		// It cannot know whether it is still registered, and says so; traffic does not depend on it.
 		const {ready} = await vm.untilReady();
 		t.true(ready);
+		await vm.until('what was taken out', seen => {
+			const told = namesOf(partsOf(seen).relay.removals);
+			return JSON.stringify(told) === JSON.stringify(namesOf(before.relay.removals));
+		});
 		t.regex(gateOf(await vm.status(), 'registration').reason ?? '', /not confirmed since .*control plane is away/);
 		t.regex(gateOf(report, 'configuration').reason ?? '', /ECONNREFUSED|as saved/);
 		await loads.untilMore(20);
