@@ -96,8 +96,9 @@ function notesOn(config: CaptureConfig, host: HostFacts, context: PlanContext): 
 	if (inboundPorts !== '*') {
 		const listed = context.neverCaptured.filter(({port}) => inboundPorts.includes(port));
 		for (const {port, reason} of listed) notes.push(`port ${port} is listed, but is never captured (${reason})`);
-		if (config.inboundExcludePorts.length > 0)
-			notes.push('capture.inbound-exclude-ports has no effect beside a list of ports to capture, as in Istio');
+		// istioctl writes both, and what it leaves out is never on its list.
+		for (const port of config.inboundExcludePorts.filter(each => inboundPorts.includes(each)))
+			notes.push(`port ${port} is listed and left out, which has no effect beside a list: it is captured, as in Istio`);
 	}
 	if (host.isSshHidden && inboundPorts === '*')
 		notes.push(

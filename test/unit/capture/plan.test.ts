@@ -73,6 +73,15 @@ test('plan › SSH and the agent’s own ports are not captured, whether all por
 	}
 });
 
+test('plan › a port that is listed and left out is told; what istioctl leaves out beside a list is not', t => {
+	const notesOf = (inboundExcludePorts: number[]) =>
+		planCapture(settings({inboundPorts: [8080], inboundExcludePorts}), host).notes.filter(note =>
+			/left out/.test(note),
+		);
+	t.deepEqual(notesOf([15_020, 15_021, 15_090]), []);
+	t.regex(notesOf([8080, 15_021]).join(), /^port 8080 is listed and left out/);
+});
+
 test('plan › Istio’s variables say the same as the settings', t => {
 	const config = settings(
 		{},
