@@ -3,14 +3,14 @@ import {tmpdir} from 'node:os';
 import {AgentError, reasonOf} from '../errors.ts';
 
 /**
- * What is in memory counts first: rules have to go also when the disk is full. systemd names the directory of a unit; several
- * are parted by colons (systemd.exec(5)).
+ * Where files are expected, and behind it what is in memory: rules have to go also when the disk is full. systemd names the
+ * directory of a unit; several are parted by colons (systemd.exec(5)). SELinux on Debian lets nft read nothing in /dev/shm.
  */
 const places = (): readonly string[] => [
 	...(process.env['RUNTIME_DIRECTORY']?.split(':') ?? []),
+	tmpdir(),
 	'/dev/shm',
 	'/run',
-	tmpdir(),
 	'/var/tmp',
 ];
 
