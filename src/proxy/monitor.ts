@@ -171,6 +171,8 @@ const warmingPath = '/config_dump?resource=dynamic_warming_clusters&mask=cluster
 async function describeWarming(admin: MonitorDeps['admin']): Promise<string> {
 	const clusters = parseWarming(await admin.get(warmingPath));
 	const byDns = clusters.filter(({type}) => type.endsWith('_DNS'));
+	// They came while we asked.
+	if (clusters.length === 0) return 'its listeners';
 	const [what, names] = byDns.length > 0 ? ['DNS to answer for the hosts', byDns] : ['the endpoints', clusters];
 	const shown = names.slice(0, 3).map(({name}) => name);
 	return `${what} of ${names.length === 1 ? 'a cluster' : `${names.length} clusters`}: ${shown.join(', ')}${names.length > 3 ? ', …' : ''}`;

@@ -57,7 +57,8 @@ export function forget(state: TypeState, name: string): void {
 	state.refusals.taken([name]);
 }
 
-const preferred = [
+/** Make before break: what is used comes before what uses it. */
+export const makeBeforeBreak = [
 	typeUrl.cluster,
 	typeUrl.endpoint,
 	typeUrl.listener,
@@ -66,9 +67,9 @@ const preferred = [
 	typeUrl.extensionConfig,
 ] as const;
 
-/** Make before break: clusters, endpoints, listeners, routes, then the rest. */
+/** In that order, then the rest. */
 export function* sendOrder(urls: Iterable<string>): Generator<string> {
 	const left = new Set(urls);
-	for (const url of preferred) if (left.delete(url)) yield url;
+	for (const url of makeBeforeBreak) if (left.delete(url)) yield url;
 	yield* left;
 }

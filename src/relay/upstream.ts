@@ -11,6 +11,7 @@ import {
 	parseSotwResponse,
 	type Response,
 } from './envelope.ts';
+import {makeBeforeBreak} from './type-state.ts';
 
 /** What the workload says of itself; sent without payload, as istiod wants it. */
 export interface HealthReport {
@@ -68,16 +69,7 @@ const afterAnswerMs = 4000;
 const orderlyEndMs = 1000;
 
 /** What is asked first, so that clusters are there before the listeners that use them. */
-const order: readonly string[] = [
-	typeUrl.cluster,
-	typeUrl.endpoint,
-	typeUrl.listener,
-	typeUrl.route,
-	typeUrl.secret,
-	typeUrl.extensionConfig,
-	typeUrl.nameTable,
-	typeUrl.proxyConfig,
-];
+const order: readonly string[] = [...makeBeforeBreak, typeUrl.nameTable, typeUrl.proxyConfig];
 
 function silent(endpoint: string): AgentError {
 	return new AgentError(
